@@ -1,0 +1,142 @@
+"""The ports: what the application asks of the world. Structural, so an adapter need not import them.
+
+Each docstring is the contract; `lateinteraction.testing.contracts` holds the suites that check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, Protocol, TypeVar
+
+from attrs import field, frozen
+
+from lateinteraction.domain.candidates import TokenHits
+from lateinteraction.domain.embeddings import Array, Offsets, TokenEmbeddings
+from lateinteraction.domain.evaluation import Report
+from lateinteraction.domain.filters import Filter
+from lateinteraction.domain.ranking import Ranking
+from lateinteraction.domain.recipe import EncodingRecipe
+from lateinteraction.domain.text import Document, DocumentId, Query
+from lateinteraction.domain.training import Targets, TrainingExample, TrainingReport
+
+A = TypeVar("A", bound=Array)
+A_co = TypeVar("A_co", bound=Array, covariant=True)
+A_contra = TypeVar("A_contra", bound=Array, contravariant=True)
+
+OnDuplicate = Literal["error", "skip", "replace"]
+
+
+@frozen
+class AddReport:
+    """What an `add` did, by document id in the order given."""
+
+    added: tuple[DocumentId, ...] = field(default=(), converter=tuple)
+    skipped: tuple[DocumentId, ...] = field(default=(), converter=tuple)
+    replaced: tuple[DocumentId, ...] = field(default=(), converter=tuple)
+    empty: tuple[DocumentId, ...] = field(default=(), converter=tuple)
+    """Those of the added and replaced that kept no token: they score −∞."""
+
+
+class Encoder(Protocol[A_co]):
+    """Texts to token embeddings, one item per text in the order given; an empty sequence gives no items.
+
+    An item does not depend on the others of the call (1e-5 after normalisation).
+    """
+
+    @property
+    def recipe(self) -> EncodingRecipe: ...
+    def encode_queries(self, queries: Sequence[Query]) -> TokenEmbeddings[A_co]: ...
+    def encode_documents(self, documents: Sequence[Document]) -> TokenEmbeddings[A_co]: ...
+
+
+class Scorer(Protocol[A]):
+    """An interaction: how similarities become scores. Empty query: 0. Empty document: −∞."""
+
+    def matrix(self, queries: TokenEmbeddings[A], documents: TokenEmbeddings[A]) -> A:
+        """Scores (Q, N) of every query with every document, float32."""
+        ...
+
+    def grouped(self, queries: TokenEmbeddings[A], documents: TokenEmbeddings[A], groups: Offsets) -> A:
+        """Scores (N,): documents groups[i] … groups[i+1]−1 with query i."""
+        ...
+
+
+class Index(Protocol[A_contra]):
+    """Ranks whole documents. A call that raises has changed nothing."""
+
+    def __len__(self) -> int: ...
+
+    def add(
+        self, documents: Sequence[Document], embeddings: TokenEmbeddings[A_contra], *, on_duplicate: OnDuplicate = "error"
+    ) -> AddReport:
+        """Take documents with their embeddings; they are found from the next call on.
+
+        Raises:
+            DuplicateDocument: an id twice in the call, or already there and on_duplicate is "error".
+            InvalidEmbeddings: another count, another width than the index holds, NaN or infinity.
+        """
+        ...
+
+    def remove(self, which: Sequence[DocumentId] | Filter) -> int:
+        """Forget documents, by id or by filter; how many.
+
+        Raises:
+            UnknownDocument: an id that is not there.
+        """
+        ...
+
+    def search(
+        self,
+        queries: TokenEmbeddings[A_contra],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """The k best for each query, among `candidates` where given (none of them: no hits) that match `where`.
+
+        Candidates that are not in the index are passed over.
+        """
+        ...
+
+
+class CandidateSource(Protocol[A_contra]):
+    """Proposes documents by their tokens; does not rank."""
+
+    def nearest(self, queries: TokenEmbeddings[A_contra], k: int) -> TokenHits:
+        """For each query token, up to k document tokens, most similar first."""
+        ...
+
+
+class EmbeddingStore(Protocol[A_co]):
+    """Gives embeddings back."""
+
+    def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[A_co]:
+        """Embeddings of these documents, in this order; `UnknownDocument` when one is not there."""
+        ...
+
+
+class DocumentStore(Protocol):
+    """Gives documents back."""
+
+    def get(self, ids: Sequence[DocumentId]) -> list[Document]:
+        """These documents, in this order; `UnknownDocument` when one is not there."""
+        ...
+
+
+class Loss(Protocol[A]):
+    """An objective: embeddings in, a scalar out. Knows no model and no rank."""
+
+    def __call__(self, queries: TokenEmbeddings[A], documents: TokenEmbeddings[A], targets: Targets[A]) -> A: ...
+
+
+class Trainer(Protocol[A]):
+    """Fits an encoder. `watch` is called now and then with the encoder as it is."""
+
+    def fit(
+        self,
+        encoder: Encoder[A],
+        loss: Loss[A],
+        examples: Iterable[TrainingExample],
+        watch: Callable[[Encoder[A]], Report] | None = None,
+    ) -> TrainingReport: ...

@@ -1,0 +1,157 @@
+"""Score, Hit and Ranking: results, and the pure operations on them (merge, fuse, truncate)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NewType
+
+import numpy as np
+from attrs import cmp_using, field, frozen
+from numpy.typing import ArrayLike, NDArray
+
+from lateinteraction.domain.errors import InvalidRanking
+from lateinteraction.domain.text import DocumentId
+
+Score = NewType("Score", float)
+
+
+def check_cutoff(k: int) -> None:
+    """Raise `InvalidRanking` unless k is a whole number of at least 1."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InvalidRanking(f"k = {k!r}", "a whole number of at least 1", "Ask for one hit or more.")
+
+
+@frozen
+class Hit:
+    """One document of a ranking, with its score."""
+
+    document: DocumentId
+    score: Score
+
+
+def _float32(scores: ArrayLike) -> NDArray[np.float32]:
+    copied = np.array(scores, dtype=np.float32)
+    copied.flags.writeable = False
+    return copied
+
+
+@frozen
+class Ranking:
+    """Documents in falling order of score; equal scores in rising order of document id.
+
+    Args:
+        documents: distinct ids, best first.
+        scores: float32 (k,); no NaN. −∞ (an empty document) is allowed and comes last.
+
+    Raises:
+        InvalidRanking: counts differ, an id occurs twice, a score is NaN or +∞, or the order is wrong.
+    """
+
+    documents: tuple[DocumentId, ...] = field(converter=tuple)
+    scores: NDArray[np.float32] = field(converter=_float32, eq=cmp_using(eq=np.array_equal), hash=False)
+
+    def __attrs_post_init__(self) -> None:
+        remedy = "Build rankings with `Ranking.from_scores`."
+        if self.scores.shape != (len(self.documents),):
+            raise InvalidRanking(
+                f"{len(self.documents)} documents and scores of shape {self.scores.shape}", "a score for each", remedy
+            )
+        if len(set(self.documents)) != len(self.documents):
+            raise InvalidRanking("a document that is ranked twice", "distinct documents", remedy)
+        if bool(np.any(np.isnan(self.scores))) or bool(np.any(self.scores == np.inf)):
+            raise InvalidRanking("a score of NaN or +∞", "finite scores or −∞", "Check the embeddings for NaN.")
+        rises = self.scores[1:] > self.scores[:-1]
+        ties = self.scores[1:] == self.scores[:-1]
+        if bool(np.any(rises)) or any(
+            self.documents[i] > self.documents[i + 1] for i in np.flatnonzero(ties)
+        ):
+            raise InvalidRanking("hits out of order", "falling scores, equal scores by rising id", remedy)
+
+    @classmethod
+    def from_scores(cls, documents: Sequence[DocumentId], scores: ArrayLike, k: int | None = None) -> Ranking:
+        """The k best of scored documents given in any order (all of them without k)."""
+        values = np.asarray(scores, dtype=np.float32)
+        if values.shape != (len(documents),):
+            raise InvalidRanking(
+                f"{len(documents)} documents and scores of shape {values.shape}", "a score for each", "Check the scorer."
+            )
+        if k is not None:
+            check_cutoff(k)
+        rows = np.arange(len(values))
+        if k is not None and k < len(values):
+            # Everything that ties with the k-th best stays in play until ids decide.
+            rows = np.flatnonzero(~(values < np.partition(values, len(values) - k)[len(values) - k]))
+        ordered = sorted(map(int, rows), key=lambda row: (-values[row], documents[row]))[:k]
+        return cls(tuple(documents[row] for row in ordered), values[ordered])
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __iter__(self) -> Iterator[Hit]:
+        for document, score in zip(self.documents, map(float, self.scores), strict=True):
+            yield Hit(document, Score(score))
+
+    def truncate(self, k: int) -> Ranking:
+        """The k best hits."""
+        check_cutoff(k)
+        return Ranking(self.documents[:k], self.scores[:k])
+
+
+def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
+    """The k best of rankings over disjoint parts of a corpus, scored on one scale (shards, segments)."""
+    documents = [document for ranking in rankings for document in ranking.documents]
+    scores = np.concatenate([ranking.scores for ranking in rankings] or [np.empty(0, np.float32)])
+    return Ranking.from_scores(documents, scores, k)
+
+
+def _weights(rankings: Sequence[Ranking], weights: Sequence[float] | None) -> Sequence[float]:
+    given = [1.0] * len(rankings) if weights is None else weights
+    if len(given) != len(rankings) or not np.all(np.isfinite(given)) or min(given, default=0.0) < 0:
+        raise InvalidRanking(
+            f"weights {given!r} for {len(rankings)} rankings", "a finite weight ≥ 0 for each ranking", "Give one each."
+        )
+    return given
+
+
+def fuse_reciprocal_rank(
+    rankings: Sequence[Ranking], k: int, *, weights: Sequence[float] | None = None, constant: float = 60.0
+) -> Ranking:
+    """Σᵢ wᵢ / (constant + rankᵢ(d)), ranks from 1; a ranking without d adds nothing.
+
+    Cormack, Clarke and Büttcher, SIGIR 2009, which is also the source of the constant 60.
+    """
+    if not constant > 0:
+        raise InvalidRanking(f"constant {constant!r}", "a number above 0", "60 is the published value.")
+    fused: dict[DocumentId, float] = {}
+    for ranking, weight in zip(rankings, _weights(rankings, weights), strict=True):
+        for rank, document in enumerate(ranking.documents, start=1):
+            fused[document] = fused.get(document, 0.0) + weight / (constant + rank)
+    return Ranking.from_scores(list(fused), list(fused.values()), k)
+
+
+def fuse_weighted(
+    rankings: Sequence[Ranking],
+    k: int,
+    *,
+    weights: Sequence[float] | None = None,
+    normalise: Literal["minmax", "none"] = "minmax",
+) -> Ranking:
+    """Σᵢ wᵢ · nᵢ(scoreᵢ(d)); a ranking without d, or with −∞ for it, adds nothing.
+
+    `minmax` maps the finite scores of each ranking to [0, 1]; where they are all equal, to 1.
+    """
+    if normalise not in ("minmax", "none"):
+        raise InvalidRanking(f"normalise = {normalise!r}", "'minmax' or 'none'", "Choose one of the two.")
+    fused: dict[DocumentId, float] = {}
+    for ranking, weight in zip(rankings, _weights(rankings, weights), strict=True):
+        values = ranking.scores.astype(np.float64)
+        finite = np.isfinite(values)
+        if normalise == "minmax" and finite.any():
+            low, high = values[finite].min(), values[finite].max()
+            values = (values - low) / (high - low) if high > low else np.ones_like(values)
+        values = np.where(finite, values, 0.0)
+        for document, value in zip(ranking.documents, map(float, values), strict=True):
+            fused[document] = fused.get(document, 0.0) + weight * value
+    return Ranking.from_scores(list(fused), list(fused.values()), k)
+
+
