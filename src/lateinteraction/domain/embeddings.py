@@ -155,6 +155,10 @@ class TokenTrace:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def characters(self, token: int) -> tuple[int, int]:
+        """Start and end of one token's characters."""
+        return int(self.starts[token]), int(self.ends[token])
+
     def span(self, first: int, last: int) -> TokenTrace:
         """Items first … last−1."""
         if not 0 <= first <= last <= len(self):

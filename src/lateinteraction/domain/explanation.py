@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 from attrs import field, frozen
+from numpy.typing import NDArray
 
-from lateinteraction.domain.embeddings import TokenTrace
+from lateinteraction.domain.embeddings import A, TokenEmbeddings, TokenTrace
 from lateinteraction.domain.errors import InvalidExplanation
 from lateinteraction.domain.ranking import Score
 from lateinteraction.domain.text import Document, Query
@@ -19,7 +21,7 @@ class TokenMatch:
     """One query token's share of a score.
 
     Args:
-        query_token, document_token: positions among the kept tokens.
+        query_token, document_token: positions among the kept tokens; no document token is −1.
         query_span, document_span: characters (start, end) of the two texts; start = end for markers.
         contribution: the token's addend in the score.
     """
@@ -65,3 +67,13 @@ class TokenTracer(Protocol):
 
     def trace_queries(self, queries: Sequence[Query]) -> TokenTrace: ...
     def trace_documents(self, documents: Sequence[Document]) -> TokenTrace: ...
+
+
+class TokenMatcher(Protocol[A]):
+    """Tells which document token answered each query token; scorers that can do it are one."""
+
+    def winners(
+        self, query: TokenEmbeddings[A], document: TokenEmbeddings[A]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Contributions (S,) to the score of one query with one document, and the winning tokens (S,); −1 for none."""
+        ...

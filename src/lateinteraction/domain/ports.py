@@ -6,22 +6,18 @@ Each docstring is the contract; `lateinteraction.testing.contracts` holds the su
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from attrs import field, frozen
 
 from lateinteraction.domain.candidates import TokenHits
-from lateinteraction.domain.embeddings import Array, Offsets, TokenEmbeddings
+from lateinteraction.domain.embeddings import A, Offsets, TokenEmbeddings
 from lateinteraction.domain.evaluation import Report
 from lateinteraction.domain.filters import Filter
 from lateinteraction.domain.ranking import Ranking
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.text import Document, DocumentId, Query
 from lateinteraction.domain.training import Targets, TrainingExample, TrainingReport
-
-A = TypeVar("A", bound=Array)
-A_co = TypeVar("A_co", bound=Array, covariant=True)
-A_contra = TypeVar("A_contra", bound=Array, contravariant=True)
 
 OnDuplicate = Literal["error", "skip", "replace"]
 
@@ -37,7 +33,13 @@ class AddReport:
     """Those of the added and replaced that kept no token: they score −∞."""
 
 
-class Encoder(Protocol[A_co]):
+class Progress(Protocol):
+    """Told how far a long call has come; called from the thread that made the call."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+class Encoder(Protocol[A]):
     """Texts to token embeddings, one item per text in the order given; an empty sequence gives no items.
 
     An item does not depend on the others of the call (1e-5 after normalisation).
@@ -45,8 +47,8 @@ class Encoder(Protocol[A_co]):
 
     @property
     def recipe(self) -> EncodingRecipe: ...
-    def encode_queries(self, queries: Sequence[Query]) -> TokenEmbeddings[A_co]: ...
-    def encode_documents(self, documents: Sequence[Document]) -> TokenEmbeddings[A_co]: ...
+    def encode_queries(self, queries: Sequence[Query]) -> TokenEmbeddings[A]: ...
+    def encode_documents(self, documents: Sequence[Document]) -> TokenEmbeddings[A]: ...
 
 
 class Scorer(Protocol[A]):
@@ -61,13 +63,13 @@ class Scorer(Protocol[A]):
         ...
 
 
-class Index(Protocol[A_contra]):
+class Index(Protocol[A]):
     """Ranks whole documents. A call that raises has changed nothing."""
 
     def __len__(self) -> int: ...
 
     def add(
-        self, documents: Sequence[Document], embeddings: TokenEmbeddings[A_contra], *, on_duplicate: OnDuplicate = "error"
+        self, documents: Sequence[Document], embeddings: TokenEmbeddings[A], *, on_duplicate: OnDuplicate = "error"
     ) -> AddReport:
         """Take documents with their embeddings; they are found from the next call on.
 
@@ -87,7 +89,7 @@ class Index(Protocol[A_contra]):
 
     def search(
         self,
-        queries: TokenEmbeddings[A_contra],
+        queries: TokenEmbeddings[A],
         k: int,
         *,
         where: Filter | None = None,
@@ -100,18 +102,18 @@ class Index(Protocol[A_contra]):
         ...
 
 
-class CandidateSource(Protocol[A_contra]):
+class CandidateSource(Protocol[A]):
     """Proposes documents by their tokens; does not rank."""
 
-    def nearest(self, queries: TokenEmbeddings[A_contra], k: int) -> TokenHits:
+    def nearest(self, queries: TokenEmbeddings[A], k: int) -> TokenHits:
         """For each query token, up to k document tokens, most similar first."""
         ...
 
 
-class EmbeddingStore(Protocol[A_co]):
+class EmbeddingStore(Protocol[A]):
     """Gives embeddings back."""
 
-    def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[A_co]:
+    def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[A]:
         """Embeddings of these documents, in this order; `UnknownDocument` when one is not there."""
         ...
 

@@ -6,8 +6,8 @@ the words; everything decided from ids alone is decided here, on the host, befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
 
 import numpy as np
 from attrs import evolve, field, fields_dict, frozen
@@ -18,10 +18,10 @@ from lateinteraction.domain.errors import InvalidRecipe
 Expansion = Literal["none", "fixed"]
 
 
-def _words(words: object) -> tuple[str, ...]:
-    if isinstance(words, str) or not hasattr(words, "__iter__"):
+def _words(words: Any) -> tuple[str, ...]:
+    if isinstance(words, str) or not isinstance(words, Iterable):
         raise InvalidRecipe(f"skiplist = {words!r:.80}", "a sequence of words", "Write it as a list: ['.', ','].")
-    return tuple(words)
+    return tuple(cast("Iterable[str]", words))
 
 
 @frozen(kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import NewType
+from typing import Any, NewType
 
 from attrs import Attribute, field, frozen
 
@@ -38,11 +38,11 @@ def _check_utf8(text: object, role: str) -> None:
             ) from error
 
 
-def _is_text(_: object, attribute: Attribute[str], text: object) -> None:
+def _is_text(_: object, attribute: Attribute[Any], text: object) -> None:
     _check_utf8(text, attribute.name)
 
 
-def _is_identifier(_: object, attribute: Attribute[str], value: object) -> None:
+def _is_identifier(_: object, attribute: Attribute[Any], value: object) -> None:
     if not isinstance(value, str) or not value:
         raise InvalidIdentifier(
             f"{attribute.name} is {value!r}", "a non-empty str", "Give every item an id such as '17' or 'doc-17'."
@@ -50,7 +50,7 @@ def _is_identifier(_: object, attribute: Attribute[str], value: object) -> None:
     _check_utf8(value, attribute.name)
 
 
-def _is_optional_identifier(instance: object, attribute: Attribute[str], value: object) -> None:
+def _is_optional_identifier(instance: object, attribute: Attribute[Any], value: object) -> None:
     if value is not None:
         _is_identifier(instance, attribute, value)
 
@@ -59,7 +59,7 @@ def _read_only(metadata: Metadata) -> Metadata:
     return MappingProxyType(dict(metadata))
 
 
-def _is_metadata(_: object, __: Attribute[Metadata], metadata: Metadata) -> None:
+def _is_metadata(_: object, __: Attribute[Any], metadata: Metadata) -> None:
     for key, value in metadata.items():
         _check_utf8(key, "metadata key")
         if isinstance(value, str):

@@ -1,0 +1,51 @@
+"""Explainer: a score taken apart into what each query token found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from lateinteraction.domain.embeddings import A
+from lateinteraction.domain.explanation import Explanation, TokenMatch, TokenMatcher, TokenTracer
+from lateinteraction.domain.ports import Encoder, Scorer
+from lateinteraction.domain.ranking import Score
+from lateinteraction.domain.text import Document, Query
+
+
+@frozen
+class Explainer(Generic[A]):
+    """Explains with the encoder and scorer that scored.
+
+    Args:
+        tracer: usually the encoder itself.
+        matcher: usually the scorer itself.
+        to_host: brings scores to a NumPy array.
+    """
+
+    encoder: Encoder[A]
+    tracer: TokenTracer
+    scorer: Scorer[A]
+    matcher: TokenMatcher[A]
+    to_host: Callable[[A], NDArray[np.float32]]
+
+    def explain(self, query: Query, document: Document) -> Explanation:
+        """Score one document with one query and say which token gave what."""
+        queries, documents = self.encoder.encode_queries([query]), self.encoder.encode_documents([document])
+        query_trace, document_trace = self.tracer.trace_queries([query]), self.tracer.trace_documents([document])
+        contributions, winners = self.matcher.winners(queries, documents)
+        matches = [
+            TokenMatch(
+                query_token=token,
+                document_token=int(winner),
+                query_span=query_trace.characters(token),
+                document_span=document_trace.characters(int(winner)) if winner >= 0 else (0, 0),
+                contribution=float(contribution),
+            )
+            for token, (contribution, winner) in enumerate(zip(contributions, winners, strict=True))
+        ]
+        score = float(self.to_host(self.scorer.matrix(queries, documents))[0, 0])
+        return Explanation(query, document, Score(score), matches)

@@ -1,0 +1,110 @@
+"""Retriever and Reranker: an encoder together with an index, or with a scorer.
+
+They know no device and no batch size; those belong to the adapters that own hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Generic
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from lateinteraction.domain.embeddings import A, offsets_of
+from lateinteraction.domain.errors import InvalidOption, InvalidRanking
+from lateinteraction.domain.filters import Filter
+from lateinteraction.domain.ports import AddReport, Encoder, Index, OnDuplicate, Scorer
+from lateinteraction.domain.ranking import Ranking, check_cutoff
+from lateinteraction.domain.text import Document, DocumentId, Query, check_distinct
+
+
+@frozen
+class Retriever(Generic[A]):
+    """Texts in, rankings out."""
+
+    encoder: Encoder[A]
+    index: Index[A]
+
+    def add(self, documents: Sequence[Document], *, on_duplicate: OnDuplicate = "error") -> AddReport:
+        """Encode documents and add them in one piece: all of them, or on an error none."""
+        check_distinct(document.id for document in documents)
+        return self.index.add(documents, self.encoder.encode_documents(documents), on_duplicate=on_duplicate)
+
+    def add_stream(
+        self, documents: Iterable[Document], *, on_duplicate: OnDuplicate = "error", documents_per_add: int = 1024
+    ) -> AddReport:
+        """Encode and add a stream that need not fit in memory, piece by piece; an error leaves whole pieces added."""
+        if documents_per_add < 1:
+            raise InvalidOption(f"documents_per_add = {documents_per_add!r}", "at least 1", "1024 is the default.")
+        stream = iter(documents)
+        total = AddReport()
+        while piece := list(islice(stream, documents_per_add)):
+            done = self.add(piece, on_duplicate=on_duplicate)
+            total = AddReport(
+                total.added + done.added,
+                total.skipped + done.skipped,
+                total.replaced + done.replaced,
+                total.empty + done.empty,
+            )
+        return total
+
+    def remove(self, which: Sequence[DocumentId] | Filter) -> int:
+        """Forget documents, by id or by filter; how many."""
+        return self.index.remove(which)
+
+    def search(
+        self,
+        queries: Sequence[Query],
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """The k best documents for each query."""
+        check_cutoff(k)
+        return self.index.search(self.encoder.encode_queries(queries), k, where=where, candidates=candidates)
+
+
+@frozen
+class Reranker(Generic[A]):
+    """Orders given documents by their score with a query.
+
+    Args:
+        to_host: brings scores to a NumPy array; what it takes is the array kind's business.
+    """
+
+    encoder: Encoder[A]
+    scorer: Scorer[A]
+    to_host: Callable[[A], NDArray[np.float32]]
+
+    def rank(self, query: Query, documents: Sequence[Document], k: int | None = None) -> Ranking:
+        """The documents of one query, best first; the k best where k is given."""
+        return self.rank_each([query], [documents], k)[0]
+
+    def rank_each(
+        self, queries: Sequence[Query], documents: Sequence[Sequence[Document]], k: int | None = None
+    ) -> list[Ranking]:
+        """The documents of each query, best first, in one pass of the encoder and the scorer."""
+        if len(queries) != len(documents):
+            raise InvalidRanking(
+                f"{len(queries)} queries and {len(documents)} lists of documents", "a list for each", "[] is allowed."
+            )
+        if k is not None:
+            check_cutoff(k)
+        for own in documents:
+            check_distinct(document.id for document in own)
+        groups = offsets_of([len(own) for own in documents])
+        scores = self.to_host(
+            self.scorer.grouped(
+                self.encoder.encode_queries(queries),
+                self.encoder.encode_documents([document for own in documents for document in own]),
+                groups,
+            )
+        )
+        return [
+            Ranking.from_scores([document.id for document in own], scores[first:last], k)
+            for own, first, last in zip(documents, groups[:-1], groups[1:], strict=True)
+        ]

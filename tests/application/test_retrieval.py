@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lateinteraction.application.retrieval import Reranker, Retriever
+from lateinteraction.domain.errors import DuplicateDocument, InvalidOption, InvalidRanking
+from lateinteraction.domain.filters import Comparison
+from lateinteraction.domain.text import Document, DocumentId, Query
+from lateinteraction.testing import HashEncoder, ListIndex, ReferenceScorer
+
+WORDS = ["red", "green", "blue", "old", "new", "house", "boat"]
+texts = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)
+
+
+def documents(*given: str) -> list[Document]:
+    return [Document(DocumentId(str(number)), text, {"words": len(text.split())}) for number, text in enumerate(given)]
+
+
+def retriever() -> Retriever[np.ndarray]:
+    return Retriever(HashEncoder(), ListIndex())
+
+
+def reranker() -> Reranker[np.ndarray]:
+    return Reranker(HashEncoder(), ReferenceScorer(), np.asarray)
+
+
+def test_the_document_with_the_words_is_found() -> None:
+    search = retriever()
+    search.add(documents("a red house", "a green boat", "an old house"))
+    rankings = search.search([Query("green boat"), Query("old house")], k=1)
+    assert [ranking.documents for ranking in rankings] == [("1",), ("2",)]
+
+
+def test_filters_and_candidates_reach_the_index() -> None:
+    search = retriever()
+    search.add(documents("red", "red house", "red old house"))
+    (filtered,) = search.search([Query("red")], where=Comparison("words", ">", 1))
+    assert set(filtered.documents) == {"1", "2"}
+    (chosen,) = search.search([Query("red")], candidates=[DocumentId("2")])
+    assert chosen.documents == ("2",)
+
+
+def test_removed_documents_are_not_found() -> None:
+    search = retriever()
+    search.add(documents("red", "green"))
+    assert search.remove([DocumentId("0")]) == 1
+    assert search.search([Query("red")])[0].documents == ("1",)
+
+
+def test_an_id_twice_is_refused_before_anything_is_encoded() -> None:
+    class Unwilling:
+        recipe = HashEncoder().recipe
+
+        def encode_documents(self, documents: list[Document]) -> None:
+            raise AssertionError("encoded")
+
+    with pytest.raises(DuplicateDocument, match="'0' is given twice"):
+        Retriever(Unwilling(), ListIndex()).add([*documents("red"), *documents("green")])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("k", [0, -1, True, 1.5])
+def test_k_below_one_is_refused(k: int) -> None:
+    with pytest.raises(InvalidRanking, match="k = "):
+        retriever().search([Query("red")], k)
+
+
+@given(st.lists(texts, max_size=9), st.integers(1, 4), texts)
+def test_a_stream_added_in_pieces_is_the_corpus_added_whole(corpus: list[str], size: int, query: str) -> None:
+    whole, streamed = retriever(), retriever()
+    report = whole.add(documents(*corpus))
+    assert streamed.add_stream(iter(documents(*corpus)), documents_per_add=size) == report
+    assert whole.search([Query(query)], 3) == streamed.search([Query(query)], 3)
+
+
+def test_a_stream_is_read_no_further_than_the_piece_that_fails() -> None:
+    taken: list[str] = []
+
+    def stream() -> Iterator[Document]:
+        for document in [*documents("red", "green"), *documents("blue"), *documents("old")]:
+            taken.append(document.text)
+            yield document
+
+    search = retriever()
+    with pytest.raises(DuplicateDocument):
+        search.add_stream(stream(), documents_per_add=2)
+    assert len(search.index) == 2
+    assert taken == ["red", "green", "blue", "old"]
+
+
+def test_pieces_have_at_least_one_document() -> None:
+    with pytest.raises(InvalidOption, match="documents_per_add = 0"):
+        retriever().add_stream([], documents_per_add=0)
+
+
+@given(st.lists(texts, max_size=6), texts, st.none() | st.integers(1, 7))
+def test_reranking_gives_what_searching_gives(corpus: list[str], query: str, k: int | None) -> None:
+    search = retriever()
+    search.add(documents(*corpus))
+    (found,) = search.search([Query(query)], k or max(1, len(corpus)))
+    ranked = reranker().rank(Query(query), documents(*corpus), k)
+    assert ranked == found
+
+
+def test_each_query_ranks_its_own_documents() -> None:
+    rankings = reranker().rank_each(
+        [Query("red"), Query("green"), Query("old")], [documents("red", "green"), documents("red", "green"), []], k=1
+    )
+    assert [ranking.documents for ranking in rankings] == [("0",), ("1",), ()]
+
+
+def test_every_query_needs_its_list_of_documents() -> None:
+    with pytest.raises(InvalidRanking, match="1 queries and 2 lists"):
+        reranker().rank_each([Query("red")], [[], []])
+
+
+def test_a_document_is_ranked_once() -> None:
+    with pytest.raises(DuplicateDocument):
+        reranker().rank(Query("red"), [*documents("red"), *documents("green")])
+
+
+def test_k_below_one_is_refused_for_reranking() -> None:
+    with pytest.raises(InvalidRanking):
+        reranker().rank(Query("red"), documents("red"), 0)
