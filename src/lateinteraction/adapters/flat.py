@@ -1,0 +1,255 @@
+"""FlatIndex: exact search in memory, the ground truth that every other index is measured against.
+
+It scores every document that may be returned. Texts, metadata and embeddings live in segments that are never
+changed: a call that writes builds new segments and swaps one reference, so readers in other threads see the
+state before or after it and nothing between.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import torch
+from attrs import Factory, field, frozen
+from torch import Tensor
+
+from lateinteraction.adapters.neural.scorer import MaxSimScorer
+from lateinteraction.adapters.neural.transfer import all_finite, to_device, to_host
+from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
+from lateinteraction.domain.errors import DuplicateDocument, InvalidEmbeddings, InvalidOption, UnknownDocument
+from lateinteraction.domain.filters import Filter, matches
+from lateinteraction.domain.ports import AddReport, OnDuplicate
+from lateinteraction.domain.ranking import Ranking, check_cutoff
+from lateinteraction.domain.text import Document, DocumentId, check_distinct
+
+if TYPE_CHECKING:
+    from lateinteraction.domain.ports import DocumentStore, EmbeddingStore, Index, Scorer
+
+
+@frozen(eq=False)
+class _Segment:
+    """Some documents with their embeddings, and the row of each id."""
+
+    documents: tuple[Document, ...]
+    embeddings: TokenEmbeddings[Tensor]
+    rows: Mapping[DocumentId, int] = field(init=False, default=Factory(lambda self: _numbered(self.documents), True))
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+@final
+class FlatIndex:
+    """An `Index`, `EmbeddingStore` and `DocumentStore` in memory.
+
+    Args:
+        scorer: the interaction; MaxSim unless given.
+
+    Writers exclude each other; readers never wait.
+    """
+
+    def __init__(self, scorer: Scorer[Tensor] | None = None) -> None:
+        self._scorer: Scorer[Tensor] = scorer or MaxSimScorer()
+        self._segments: tuple[_Segment, ...] = ()
+        self._writer = threading.Lock()
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self._segments)
+
+    def __contains__(self, identifier: object) -> bool:
+        return any(identifier in segment.rows for segment in self._segments)
+
+    def ids(self) -> tuple[DocumentId, ...]:
+        """The ids of all documents, in the order they were added."""
+        return tuple(document.id for segment in self._segments for document in segment.documents)
+
+    def add(
+        self, documents: Sequence[Document], embeddings: TokenEmbeddings[Tensor], *, on_duplicate: OnDuplicate = "error"
+    ) -> AddReport:
+        """Take documents with their embeddings; they are found from the next call on. See `Index.add`."""
+        if on_duplicate not in ("error", "skip", "replace"):
+            raise InvalidOption(f"on_duplicate = {on_duplicate!r}", "'error', 'skip' or 'replace'", "Choose one.")
+        if len(documents) != len(embeddings):
+            raise InvalidEmbeddings(
+                f"{len(documents)} documents and embeddings of {len(embeddings)}",
+                "as many of each",
+                "Encode them together.",
+            )
+        check_distinct(document.id for document in documents)
+        _check_finite(embeddings, [document.id for document in documents])
+        incoming = _Segment(tuple(documents), TokenEmbeddings(embeddings.tokens.detach(), embeddings.offsets))
+        with self._writer:
+            _check_width(self._segments, embeddings)
+            known = [document.id for document in documents if document.id in self]
+            if known and on_duplicate == "error":
+                raise DuplicateDocument(
+                    f"document {known[0]!r}, already in the index", "a new id", "Pass on_duplicate='skip' or 'replace'."
+                )
+            if on_duplicate == "skip":
+                incoming, staying = _without(incoming, known), self._segments
+            else:
+                staying = tuple(_without(segment, known) for segment in self._segments)
+            self._segments = _folded([*staying, incoming])
+        return AddReport(
+            added=[document.id for document in documents if document.id not in frozenset(known)],
+            skipped=known if on_duplicate == "skip" else (),
+            replaced=known if on_duplicate == "replace" else (),
+            empty=[incoming.documents[row].id for row in np.flatnonzero(incoming.embeddings.lengths == 0)],
+        )
+
+    def remove(self, which: Sequence[DocumentId] | Filter) -> int:
+        """Forget documents, by id or by filter; how many. See `Index.remove`."""
+        if isinstance(which, str):
+            raise InvalidOption(f"the str {which!r}", "a sequence of ids or a filter", f"Write [{which!r}].")
+        with self._writer:
+            if isinstance(which, Sequence):
+                check_distinct(which)
+                for identifier in which:
+                    _place(self._segments, identifier)
+                gone = list(which)
+            else:
+                gone = [
+                    document.id
+                    for segment in self._segments
+                    for document in segment.documents
+                    if matches(which, document.metadata)
+                ]
+            self._segments = _folded([_without(segment, gone) for segment in self._segments])
+        return len(gone)
+
+    def search(
+        self,
+        queries: TokenEmbeddings[Tensor],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """The k best documents for each query, exactly. See `Index.search`."""
+        check_cutoff(k)
+        if not all_finite(queries.tokens):
+            raise InvalidEmbeddings("query embeddings with NaN or infinity", "finite values", "Check the encoder.")
+        segments = self._segments
+        _check_width(segments, queries)
+        ids: list[DocumentId] = []
+        columns: list[Tensor] = []
+        for segment in segments:
+            for first, last in _eligible_runs(segment, where, candidates):
+                ids.extend(document.id for document in segment.documents[first:last])
+                columns.append(self._scorer.matrix(queries, segment.embeddings.span(first, last)))
+        if not columns:
+            return [Ranking((), ()) for _ in range(len(queries))]
+        return [Ranking.from_scores(ids, row, k) for row in to_host(torch.cat(columns, dim=1))]
+
+    def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[Tensor]:
+        """Embeddings of these documents, in this order."""
+        segments = self._segments
+        items = [segment.embeddings[row] for segment, row in (_place(segments, identifier) for identifier in ids)]
+        if not items:
+            width = segments[0].embeddings.dimension if segments else 0
+            return TokenEmbeddings(torch.empty((0, width)), offsets_of([]))
+        return TokenEmbeddings(torch.cat(items), offsets_of([len(item) for item in items]))
+
+    def get(self, ids: Sequence[DocumentId]) -> list[Document]:
+        """These documents, in this order."""
+        segments = self._segments
+        return [segment.documents[row] for segment, row in (_place(segments, identifier) for identifier in ids)]
+
+
+def _numbered(documents: Sequence[Document]) -> dict[DocumentId, int]:
+    return {document.id: row for row, document in enumerate(documents)}
+
+
+def _place(segments: Sequence[_Segment], identifier: DocumentId) -> tuple[_Segment, int]:
+    for segment in segments:
+        if identifier in segment.rows:
+            return segment, segment.rows[identifier]
+    raise UnknownDocument(
+        f"document {identifier!r}", "an id that was added and not removed", "`ids()` lists those there are."
+    )
+
+
+def _check_width(segments: Sequence[_Segment], embeddings: TokenEmbeddings[Tensor]) -> None:
+    if segments and segments[0].embeddings.dimension != embeddings.dimension:
+        raise InvalidEmbeddings(
+            f"embeddings of {embeddings.dimension} dimensions",
+            f"{segments[0].embeddings.dimension}, the width of this index",
+            "Encode with the model that the index was filled with.",
+        )
+
+
+def _check_finite(embeddings: TokenEmbeddings[Tensor], ids: Sequence[DocumentId]) -> None:
+    if all_finite(embeddings.tokens):
+        return
+    item = next(i for i, tokens in enumerate(embeddings) if not all_finite(tokens))
+    raise InvalidEmbeddings(
+        f"NaN or infinity in the embeddings of document {ids[item]!r}",
+        "finite values",
+        "Check the encoder; drop the document.",
+    )
+
+
+def _without(segment: _Segment, gone: Sequence[DocumentId]) -> _Segment:
+    """The segment itself when none of its documents is gone, else a smaller copy."""
+    left = frozenset(gone)
+    rows = np.array([row for document, row in segment.rows.items() if document not in left], dtype=np.int64)
+    if len(rows) == len(segment):
+        return segment
+    lengths, starts = segment.embeddings.lengths[rows], segment.embeddings.offsets[rows]
+    offsets = offsets_of(lengths)
+    token_rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    tokens = segment.embeddings.tokens
+    return _Segment(
+        tuple(segment.documents[row] for row in rows),
+        TokenEmbeddings(tokens.index_select(0, to_device(token_rows, tokens.device)), offsets),
+    )
+
+
+def _folded(segments: Iterable[_Segment]) -> tuple[_Segment, ...]:
+    """Segments in the same order, each over twice as large as the next.
+
+    So there are O(log n) of them, and n additions of one document copy each document O(log n) times.
+    """
+    folded: list[_Segment] = []
+    for segment in segments:
+        if not len(segment):
+            continue
+        folded.append(segment)
+        while len(folded) > 1 and len(folded[-2]) <= 2 * len(folded[-1]):
+            last, before = folded.pop(), folded.pop()
+            folded.append(_joined(before, last))
+    return tuple(folded)
+
+
+def _joined(first: _Segment, second: _Segment) -> _Segment:
+    return _Segment(
+        first.documents + second.documents,
+        TokenEmbeddings(
+            torch.cat([first.embeddings.tokens, second.embeddings.tokens]),
+            offsets_of(np.concatenate([first.embeddings.lengths, second.embeddings.lengths])),
+        ),
+    )
+
+
+def _eligible_runs(
+    segment: _Segment, where: Filter | None, candidates: Sequence[DocumentId] | None
+) -> Iterator[tuple[int, int]]:
+    """Runs first … last−1 of rows that may be returned; scored as views, so that a filter copies no tokens."""
+    eligible = np.ones(len(segment), dtype=np.bool_)
+    if candidates is not None:
+        eligible[:] = False
+        eligible[[segment.rows[candidate] for candidate in candidates if candidate in segment.rows]] = True
+    if where is not None:
+        for row in np.flatnonzero(eligible):
+            eligible[row] = matches(where, segment.documents[row].metadata)
+    edges = np.flatnonzero(np.diff(eligible, prepend=False, append=False))
+    return ((int(first), int(last)) for first, last in edges.reshape(-1, 2))
+
+
+if TYPE_CHECKING:
+    _index: type[Index[Tensor]] = FlatIndex
+    _embeddings: type[EmbeddingStore[Tensor]] = FlatIndex
+    _documents: type[DocumentStore] = FlatIndex

@@ -1,0 +1,1 @@
+"""What the torch adapters share: scorers and the one crossing between host and device."""
