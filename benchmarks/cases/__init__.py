@@ -1,0 +1,1 @@
+"""One module per case: its figures with their targets, a correctness check, the measurement."""
