@@ -48,7 +48,9 @@ def run(bench: Bench) -> None:
         start = time.perf_counter()
         demo = subprocess.run([command, "demo", "--json"], capture_output=True, text=True, check=True)
         whole.append(time.perf_counter() - start)
-        first.append(float(json.loads(demo.stdout)["timing"]["seconds_to_first_result"]))
+        timing = json.loads(demo.stdout)["timing"]
+        # The command's own clock starts after Python and its imports; counted from its end, they are included.
+        first.append(whole[-1] - (timing["total_s"] - timing["first_result_s"]))
     bench.row("li demo", timing=Timing(tuple(whole), tuple(whole)))
     bench.report("li demo, process start to first result", sorted(first)[1])
     bench.report("li demo, whole", sorted(whole)[1])

@@ -135,18 +135,19 @@ def standard_library_functions(documents: int, queries: int) -> EvaluationSet:
 
 def diagnose(device: str = "auto") -> dict[str, object]:
     """What `doctor` shows: versions, devices, chosen kernels and why, the default model, extras. Never raises for what is missing."""
-    from lateinteraction.adapters.huggingface.default_model import describe_default_model
+    from lateinteraction.adapters.huggingface.default_model import HUB_NAME, describe_default_model
     from lateinteraction.adapters.neural.diagnosis import describe_devices
 
+    model = describe_default_model()
     packages = ("lateinteraction", "numpy", "attrs", "torch", "triton", "transformers", "tokenizers", "safetensors")
     return {
         "versions": {package: _version(package) for package in packages},
         "extras": {"demo": _version("bm25s"), "testing": _version("hypothesis")},
         **describe_devices(device),
         "default_model": {
-            "name": model.hub_name,
+            "name": HUB_NAME,
             "folder": None if model.folder is None else str(model.folder),
-            "weights": "as published" if model.usable_offline else f"not usable: sha256 {model.digest}",
+            "weights": "as published" if model.usable_offline else f"not as published: sha256 {model.digest}",
         },
     }
 

@@ -12,7 +12,7 @@ from lateinteraction.testing.contracts import checks_of
 # Always the same examples, so that a fault is not found on most days only; nothing shrunk, nothing remembered.
 settings.register_profile(
     "faults",
-    max_examples=100,
+    max_examples=20,
     derandomize=True,
     database=None,
     phases=[Phase.generate],
@@ -43,5 +43,7 @@ def failing() -> Iterator[Callable[[object, Iterable[str]], set[str]]]:
                 return True
             return False
 
-        yield lambda contract, named: {name for name, check in checks_of(contract) if fails(contract, name, check, named)}
+        yield lambda contract, named: {
+            name for name, check in checks_of(contract) if fails(contract, name, check, named)
+        }
     settings.load_profile(profile)

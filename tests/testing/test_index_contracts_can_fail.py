@@ -49,16 +49,6 @@ class Sound:
         return TokenEmbeddings(embeddings.tokens[:, : self.inner._width], embeddings.offsets)
 
 
-class FindsOnlyEarlierCalls(Sound):
-    late: tuple[Any, ...] = ()
-
-    def add(self, documents, embeddings, *, on_duplicate="error"):
-        if self.late:
-            super().add(*self.late)
-        self.late = documents, embeddings
-        return AddReport(added=[document.id for document in documents])
-
-
 class ReportsInOrderOfId(Sound):
     def add(self, documents, embeddings, *, on_duplicate="error"):
         report = super().add(documents, embeddings, on_duplicate=on_duplicate)
@@ -280,9 +270,7 @@ class Rescores(Sound):
 class NewerIsBetter(Rescores):
     def rescored(self, ranking):
         age = {document: row for row, document in enumerate(self.inner._entries)}
-        return Ranking.from_scores(
-            ranking.documents, [hit.score + 0.001 * age[hit.document] for hit in ranking]
-        )
+        return Ranking.from_scores(ranking.documents, [hit.score + 0.001 * age[hit.document] for hit in ranking])
 
 
 class BreaksTiesBackwards(Sound):
@@ -299,13 +287,6 @@ class PadsWithZero(Rescores):
 class ScoresRelativeToTheBest(Rescores):
     def rescored(self, ranking):
         return _rescored(ranking, lambda scores: scores - max(scores[np.isfinite(scores)], default=0))
-
-
-class LosesEmptyDocuments(Sound):
-    def add(self, documents, embeddings, *, on_duplicate="error"):
-        report = super().add(documents, embeddings, on_duplicate=on_duplicate)
-        self.inner.remove(list(report.empty))
-        return report
 
 
 class HidesEmptyDocuments(Rescores):
@@ -357,7 +338,130 @@ def _kept_backwards(ranking: Ranking, k: int) -> Ranking:
 
 
 FAULTS: dict[type[Sound], list[str]] = {
-    FindsOnlyEarlierCalls: ["a_document_is_found_by_the_next_call", "no_queries_give_no_rankings"],
+    ReportsInOrderOfId: ["an_addition_is_reported_in_the_order_given", "skip_takes_the_new_documents"],
+    ForgetsMetadata: [
+        "an_empty_document_can_be_fetched_and_removed",
+        "documents_are_given_back_whole",
+        "replace_takes_the_new_document",
+    ],
+    RefusesToAddNothing: ["adding_nothing_changes_nothing", "another_count_of_embeddings_is_refused"],
+    LastOfTwoWins: ["an_id_twice_in_one_call_is_refused", "another_count_of_embeddings_is_refused"],
+    ReplacesUnasked: ["an_id_that_is_already_there_is_refused"],
+    SkipReplaces: ["skip_keeps_the_old_document"],
+    SkipDropsTheCall: ["skip_takes_the_new_documents"],
+    ReplaceKeepsTheOld: ["replace_reports_new_and_empty_documents_apart", "replace_takes_the_new_document"],
+    ReportsAllAsReplaced: ["replace_reports_new_and_empty_documents_apart"],
+    CutsToItsWidth: ["embeddings_of_another_width_are_refused"],
+    MendsValues: ["values_that_are_not_finite_are_refused"],
+    TakesAsManyAsFit: ["another_count_of_embeddings_is_refused"],
+    KeepsWhatCameBeforeTheFault: [
+        "an_id_that_is_already_there_is_refused",
+        "an_id_twice_in_one_call_is_refused",
+        "another_count_of_embeddings_is_refused",
+        "values_that_are_not_finite_are_refused",
+        "any_history_is_that_of_a_dictionary",
+    ],
+    DoesNotRemove: [
+        "a_removed_document_can_come_back_changed",
+        "an_empty_document_can_be_fetched_and_removed",
+        "an_unknown_id_is_refused",
+        "documents_are_removed_by_id",
+    ],
+    FilterRemovesEverything: ["documents_are_removed_by_filter"],
+    RemovesAllForNone: ["removing_nothing_changes_nothing"],
+    PassesOverUnknownIds: ["an_unknown_id_is_refused"],
+    RemovesUpToTheUnknownId: ["an_unknown_id_is_refused", "any_history_is_that_of_a_dictionary"],
+    NeverForgetsARemoval: [
+        "a_removed_document_can_come_back_changed",
+        "an_index_can_be_emptied_and_filled_again",
+        "any_history_is_that_of_a_dictionary",
+    ],
+    FailsWhenEmpty: [
+        "a_cutoff_below_one_is_refused",
+        "adding_nothing_changes_nothing",
+        "an_empty_index_finds_nothing",
+        "an_index_can_be_emptied_and_filled_again",
+        "no_queries_give_no_rankings",
+    ],
+    AlwaysRanksSomething: ["no_queries_give_no_rankings"],
+    RaisesTheCutoff: ["a_cutoff_below_one_is_refused"],
+    MendsQueries: ["queries_that_cannot_be_compared_are_refused"],
+    IgnoresTheCutoff: [
+        "a_cutoff_below_one_is_refused",
+        "a_removed_document_can_come_back_changed",
+        "no_more_than_k_documents_are_found",
+        "replace_takes_the_new_document",
+    ],
+    IgnoresFilters: [
+        "a_filter_does_not_use_up_the_cutoff",
+        "a_removed_document_can_come_back_changed",
+        "candidates_must_match_the_filter_too",
+        "only_documents_that_match_the_filter_are_found",
+        "replace_takes_the_new_document",
+        "skip_keeps_the_old_document",
+        "any_filter_means_what_the_domain_says",
+    ],
+    FiltersAfterTheCutoff: ["a_filter_does_not_use_up_the_cutoff"],
+    MissingKeysMatch: ["any_filter_means_what_the_domain_says"],
+    IgnoresCandidates: [
+        "a_candidate_given_twice_counts_once",
+        "an_empty_document_scores_minus_infinity",
+        "candidates_must_match_the_filter_too",
+        "documents_are_removed_by_id",
+        "only_candidates_are_found",
+        "unknown_candidates_are_passed_over",
+    ],
+    TakesNoCandidatesForAll: ["no_candidates_give_no_hits"],
+    RefusesUnknownCandidates: [
+        "an_empty_index_finds_nothing",
+        "documents_are_removed_by_id",
+        "unknown_candidates_are_passed_over",
+    ],
+    CountsCandidatesTwice: ["a_candidate_given_twice_counts_once"],
+    CandidatesOverruleFilters: ["candidates_must_match_the_filter_too", "any_history_is_that_of_a_dictionary"],
+    RanksOtherwiseForEvenCutoffs: [
+        "a_removed_document_can_come_back_changed",
+        "replace_takes_the_new_document",
+        "k_documents_are_a_prefix_of_k_plus_one",
+    ],
+    NewerIsBetter: [
+        "a_removed_document_can_come_back_changed",
+        "an_empty_query_scores_zero_everywhere",
+        "negative_similarities_are_not_lost",
+        "replace_takes_the_new_document",
+        "the_order_of_addition_does_not_matter",
+    ],
+    BreaksTiesBackwards: ["equal_scores_are_ordered_by_id"],
+    PadsWithZero: [
+        "an_empty_document_scores_minus_infinity",
+        "negative_similarities_are_not_lost",
+        "rankings_are_those_of_the_reference",
+    ],
+    ScoresRelativeToTheBest: [
+        "a_removed_document_can_come_back_changed",
+        "negative_similarities_are_not_lost",
+        "replace_takes_the_new_document",
+        "a_split_corpus_merged_is_the_whole_corpus",
+        "a_score_does_not_depend_on_its_neighbours",
+    ],
+    HidesEmptyDocuments: [
+        "a_cutoff_beyond_the_size_finds_everything",
+        "an_empty_document_scores_minus_infinity",
+        "an_empty_query_scores_zero_everywhere",
+        "documents_are_removed_by_filter",
+        "documents_are_removed_by_id",
+        "only_candidates_are_found",
+        "only_documents_that_match_the_filter_are_found",
+        "skip_takes_the_new_documents",
+    ],
+    EmptyQueriesFindNothing: ["an_empty_query_scores_zero_everywhere"],
+    SearchesTheLastAdditionOnly: [
+        "a_document_is_found_by_the_next_call",
+        "adding_nothing_changes_nothing",
+        "skip_keeps_the_old_document",
+        "skip_takes_the_new_documents",
+        "many_additions_are_one_addition",
+    ],
 }
 
 
@@ -370,3 +474,18 @@ def suite_of(index: type[Sound]) -> ExactIndexContract[Any]:
             return made
 
     return Suite()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_is_found_by_these_checks_and_no_others(fault: type[Sound], failing: Any) -> None:
+    expected = {f"test_{name}" for name in FAULTS[fault]}
+    assert failing(suite_of(fault), expected) == expected
+
+
+def test_every_check_finds_a_fault() -> None:
+    checks = {name for name, _ in checks_of(suite_of(Sound))}
+    assert {f"test_{name}" for names in FAULTS.values() for name in names} == checks
+
+
+def test_an_index_without_a_fault_fails_no_check(failing: Any) -> None:
+    assert failing(suite_of(Sound), {"test_any_history_is_that_of_a_dictionary"}) == set()

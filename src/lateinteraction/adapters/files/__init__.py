@@ -4,7 +4,7 @@
 what the documents are for.
 """
 
-from lateinteraction.adapters.files.reading import Passages, Skipped, read_passages
+from lateinteraction.adapters.files.reading import Passages, Skipped, read_list, read_passages
 from lateinteraction.adapters.files.records import documents_of_lines
 
-__all__ = ["Passages", "Skipped", "documents_of_lines", "read_passages"]
+__all__ = ["Passages", "Skipped", "documents_of_lines", "read_list", "read_passages"]

@@ -12,10 +12,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from attrs import field, frozen
 
-from lateinteraction.adapters.files.records import records_of
+from lateinteraction.adapters.files.records import documents_of_lines, records_of
 from lateinteraction.adapters.files.splitting import (
     Piece,
     split_markdown,
@@ -102,6 +103,23 @@ def read_passages(paths: Sequence[str | Path]) -> Passages:
             stacklevel=2,
         )
     return Passages(reader.documents, reader.files, reader.skipped)
+
+
+def read_list(source: Path | BinaryIO) -> tuple[Document, ...]:
+    """The documents of a list, one a line, from a file or from an open binary stream such as standard input.
+
+    Lines are read as `documents_of_lines` says.
+
+    Raises:
+        UnreadableFile: as for `read_passages`.
+    """
+    try:
+        if isinstance(source, Path):
+            return documents_of_lines(_text_of(source, LARGEST_FILE), _shown(source))
+        content = source.read(LARGEST_FILE + 1)
+        return documents_of_lines(_decoded(Path("standard input"), content, LARGEST_FILE), "standard input")
+    except _Unfit as unfit:
+        raise unfit.error from unfit.__cause__
 
 
 class _Unfit(Exception):
@@ -222,9 +240,12 @@ def _text_of(path: Path, largest: int) -> str:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for somebody to write
             raise _unfit(path, "not a regular file", "Name a file or a folder.")
         with path.open("rb") as file:
-            content = file.read(largest + 1)
+            return _decoded(path, file.read(largest + 1), largest)
     except OSError as error:
         raise _Unfit(_reason(error), _unopened(path, error)) from error
+
+
+def _decoded(path: Path, content: bytes, largest: int) -> str:
     if len(content) > largest:
         raise _unfit(path, f"larger than {largest // 1_000_000} MB", "Split it, or name the part that matters.")
     if b"\0" in content:

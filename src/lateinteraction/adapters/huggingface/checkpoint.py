@@ -23,7 +23,7 @@ from attrs import frozen
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from lateinteraction.adapters.huggingface.encoder import TOKENS_PER_BATCH, HuggingFaceEncoder
 from lateinteraction.adapters.neural.transfer import resolve_device, to_device

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -90,6 +90,7 @@ class HuggingFaceEncoder:
         _check_model(model, self._tokeniser.largest_id)
         _check_recipe(model, recipe)
         self._model = model.eval()
+        self._tokenizer = tokenizer
         self._recipe = recipe
         self._dimension = recipe.dimension or model.config.hidden_size
         self._tokens_per_batch = tokens_per_batch
@@ -98,6 +99,12 @@ class HuggingFaceEncoder:
     @property
     def recipe(self) -> EncodingRecipe:
         return self._recipe
+
+    def with_recipe(self, recipe: EncodingRecipe) -> HuggingFaceEncoder:
+        """The same model read by another recipe; the weights are shared."""
+        return HuggingFaceEncoder(
+            self._model, self._tokenizer, recipe, tokens_per_batch=self._tokens_per_batch, progress=self._progress
+        )
 
     def encode_queries(self, queries: Sequence[Query]) -> TokenEmbeddings[Tensor]:
         """Embeddings of the kept tokens; warns once when queries were cut."""
@@ -221,7 +228,7 @@ def _batches(tokenised: TokenisedTexts, tokens_per_batch: int, padding_id: int) 
 
 
 def _check_model(model: PreTrainedModel, largest_id: int) -> None:
-    rows = model.get_input_embeddings().num_embeddings
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if largest_id >= rows:
         raise InvalidModel(
             f"a tokenizer with ids up to {largest_id} and a model with {rows} token embeddings",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from attrs import frozen
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEXTS_AT_ONCE = 2_048
-"""Texts handed to the tokenizer in one call. Its results weigh about a hundred times the ids, so they must not pile up."""
+"""Texts handed to the tokenizer in one call; its results weigh a hundred times the ids, so they must not pile up."""
 
 
 @frozen(eq=False)
@@ -68,7 +68,7 @@ class RecipeTokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, recipe: EncodingRecipe) -> None:
         self._recipe = recipe
         self._tokenizer = _own_backend(tokenizer)
-        self.padding_id = int(tokenizer.pad_token_id or 0)
+        self.padding_id = _id_of(tokenizer.pad_token_id) or 0
         self.largest_id = max(self._tokenizer.get_vocab().values())
         before, after = _probe_template(self._tokenizer)
         self._queries = _Frame(
@@ -87,7 +87,7 @@ class RecipeTokeniser:
             after=after,
             length=recipe.document_length,
         )
-        self._skipped = resolve_skiplist(self._tokenizer, recipe.skiplist, tokenizer.unk_token_id)
+        self._skipped = resolve_skiplist(self._tokenizer, recipe.skiplist, _id_of(tokenizer.unk_token_id))
 
     def queries(self, texts: Sequence[str]) -> TokenisedTexts:
         """Tokens of queries, expanded where the recipe says so."""
@@ -233,7 +233,7 @@ def _own_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
             "Convert it with transformers and save it again.",
         )
     # A published tokenizer.json may switch truncation and padding on, and other users of a shared one may at any time.
-    own: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
+    own = copy.deepcopy(cast("Tokenizer", tokenizer.backend_tokenizer))
     own.no_truncation()
     own.no_padding()
     if own.get_vocab_size() <= len(set(tokenizer.all_special_ids)):
@@ -243,6 +243,11 @@ def _own_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
             "Put the model's tokenizer.json beside its weights.",
         )
     return own
+
+
+def _id_of(special: object) -> int | None:
+    """A special token's id, which transformers types as nearly anything."""
+    return special if isinstance(special, int) else None
 
 
 def _probe_template(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -278,13 +283,14 @@ def _mark(before: tuple[int, ...], prefix: str | None, setting: str, tokenizer: 
 def _filler(tokenizer: PreTrainedTokenizerBase, recipe: EncodingRecipe) -> int | None:
     if recipe.expansion == "none":
         return None
-    if tokenizer.mask_token_id is None:
+    mask = _id_of(tokenizer.mask_token_id)
+    if mask is None:
         raise InvalidRecipe(
             "expansion = 'fixed' with a tokenizer that has no mask token",
             "a mask token to expand with",
             "Use expansion='none'.",
         )
-    return int(tokenizer.mask_token_id)
+    return mask
 
 
 def _single_token(tokenizer: Tokenizer, left: str, word: str) -> int | None:

@@ -131,7 +131,7 @@ class ExactIndexContract(IndexContract[A]):
             return IndexHistory(self.make_index(), self.given, self.document_store)
 
         # It takes any function that makes a machine, and is annotated as if it took classes only.
-        run_state_machine_as_test(cast("Any", history), settings=settings(deadline=None, stateful_step_count=15))
+        run_state_machine_as_test(cast("Any", history), settings=settings(deadline=None, stateful_step_count=30))
 
 
 def _exact_rankings(

@@ -1,0 +1,1 @@
+"""What drives the library from outside: the command line."""
