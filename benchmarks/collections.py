@@ -1,6 +1,7 @@
 """Collections in BEIR's folder layout, from $LATEINTERACTION_DATA or from shared/data beside the checkout.
 
-`corpus.jsonl[.gz]` {_id, title, text}, `queries.jsonl[.gz]` {_id, text}, `qrels/<split>.tsv[.gz]` (query-id, corpus-id, score).
+`corpus.jsonl[.gz]` {_id, title, text}, `queries.jsonl[.gz]` {_id, text}, `qrels/<split>.tsv[.gz]` (query-id, corpus-id,
+score).
 """
 
 from __future__ import annotations

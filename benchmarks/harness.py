@@ -21,7 +21,7 @@ from typing import Literal
 from attrs import Factory, define, field, frozen
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "when", "commit", "machine", "cores", "load", "python", "torch", "case", "name", "n",
     "p20_ms", "p50_ms", "p80_ms", "cpu_p50_ms", "peak_rss_mb", "value", "unit", "note",
 )  # fmt: skip

@@ -28,7 +28,9 @@ def run(bench: Bench) -> None:
         [sys.executable, "-c", "import sys, lateinteraction; print(sum(m.split('.')[0] == 'torch' for m in sys.modules))"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    helped = subprocess.run([sys.executable, "-X", "importtime", command, "--help"], capture_output=True, text=True, check=True)
+    helped = subprocess.run(
+        [sys.executable, "-X", "importtime", command, "--help"], capture_output=True, text=True, check=True
+    )
     bench.report("torch loaded by either", int(loaded.stdout) + helped.stderr.count("| torch\n"))
     timings = bench.interleaved(
         {

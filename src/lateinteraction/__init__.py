@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lateinteraction.domain.text import Document as Document
     from lateinteraction.domain.text import Query as Query
 
+    __version__: str
+
 _HOMES = {
     "Index": "api",
     "Model": "api",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 from attrs import frozen
 
@@ -178,7 +178,7 @@ def _filter(where: Where) -> Filter:
 
 def _items(given: Sequence[T], what: str) -> Sequence[T]:
     """A lone str is a sequence of its characters; nobody means that."""
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+    if isinstance(given, (str, bytes)) or not isinstance(cast("object", given), Sequence):
         raise InvalidText(f"{what} as a {type(given).__name__}", "a list", "Put a single one into a list.")
     return given
 
@@ -188,13 +188,10 @@ def _documents(documents: Documents, taken: FlatIndex | frozenset[str] = frozens
         return [Document(DocumentId(identifier), text) for identifier, text in documents.items()]
     free = (DocumentId(number) for number in map(str, count()) if number not in taken)
     return [
-        item if isinstance(item, Document) else Document(next(free), item)
-        for item in _items(documents, "documents")
+        item if isinstance(item, Document) else Document(next(free), item) for item in _items(documents, "documents")
     ]
 
 
 def _results(ranking: Ranking, documents: Sequence[Document]) -> list[Result]:
     by_id = {document.id: document for document in documents}
-    return [
-        Result(hit.document, hit.score, by_id[hit.document].text, by_id[hit.document].metadata) for hit in ranking
-    ]
+    return [Result(hit.document, hit.score, by_id[hit.document].text, by_id[hit.document].metadata) for hit in ranking]

@@ -134,7 +134,7 @@ def standard_library_functions(documents: int, queries: int) -> EvaluationSet:
 
 
 def diagnose(device: str = "auto") -> dict[str, object]:
-    """What `doctor` shows: versions, devices, chosen kernels and why, the default model, extras. Never raises for what is missing."""
+    """What `doctor` shows: versions, devices, chosen kernels and why, the default model, extras; None for what is missing."""
     from lateinteraction.adapters.huggingface.default_model import HUB_NAME, describe_default_model
     from lateinteraction.adapters.neural.diagnosis import describe_devices
 

@@ -14,6 +14,7 @@ from lateinteraction.adapters.standard_library import (
     BODY_LINES,
     DOCSTRING_WORDS,
     FUNCTIONS_PER_MODULE,
+    LONGEST_SOURCE,
     standard_library_functions,
 )
 from lateinteraction.domain.errors import InvalidOption, UnreadableFile
@@ -67,6 +68,7 @@ def test_documents_and_queries_are_of_reasonable_size(collection: EvaluationSet)
     for document in collection.documents:
         body = [line for line in document.text.split("\n") if line.strip()]
         assert len(body) - 1 >= BODY_LINES.start
+        assert len(document.text) <= LONGEST_SOURCE
     for query in collection.queries:
         assert len(query.text.split()) in DOCSTRING_WORDS
         assert "\n" not in query.text
@@ -179,6 +181,7 @@ UNUSABLE = {
     "long_docstring": function("verbose", "word " * 60),
     "doctest": function("example", "Try it as in >>> example(1) now."),
     "short_body": 'def tiny(value):\n    """Give the value back again, unchanged."""\n    return value\n',
+    "long_source": function("wide", "Add up a few very long numbers.", f"    value += {'1' * 900}\n" + BODY),
     "long_body": function("huge", "Add up a great many numbers.", "    value += 1\n" * 80),
     "only_docstring": 'def empty(value):\n    """Do nothing with the value given."""\n',
     "undocumented": f"def silent(value):\n{BODY}\n    return value\n",

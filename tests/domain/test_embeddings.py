@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lateinteraction.domain.embeddings import TokenEmbeddings, TokenTrace, check_offsets, offsets_of, read_only_offsets
+from lateinteraction.domain.embeddings import TokenEmbeddings, TokenTrace, check_offsets, offsets_of, read_only_integers
 from lateinteraction.domain.errors import InvalidEmbeddings
 from lateinteraction.testing.strategies import lengths, token_embeddings
 
@@ -125,7 +125,7 @@ def test_offsets_are_a_copy_that_cannot_be_written_to() -> None:
 
 def test_offsets_that_are_read_only_already_are_shared() -> None:
     offsets = TokenEmbeddings(TOKENS, [0, 2, 6]).offsets
-    assert read_only_offsets(offsets) is offsets
+    assert read_only_integers(offsets) is offsets
 
 
 def test_embeddings_are_compared_by_identity() -> None:

@@ -217,7 +217,7 @@ def test_equal_scores_are_all_the_best_for_minmax() -> None:
 
 def test_minus_infinity_adds_nothing() -> None:
     empty = ranked({"a": 3.0, "b": 1.0, "empty": -math.inf})
-    assert fuse_weighted([empty], 5) == ranked({"a": 1.0, "b": 0.0, "empty": 0.0})
+    assert fuse_weighted([empty], 5) == ranked({"a": 1.0, "b": 0.0, "empty": -math.inf})
     other = ranked({"empty": 4.0, "z": 2.0})
     assert fuse_weighted([empty, other], 1) == ranked({"a": 1.0, "empty": 1.0}, 1)
     assert set(fuse_weighted([ranked({"x": -math.inf})], 5).documents) <= {"x"}

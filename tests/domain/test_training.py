@@ -45,8 +45,8 @@ def test_examples_are_values(example: TrainingExample) -> None:
         (DOCUMENTS, [], "0 teacher scores for 2 documents"),
         (DOCUMENTS, [1.0], "1 teacher scores for 2 documents"),
         (DOCUMENTS, [1.0, 2.0, 3.0], "3 teacher scores for 2 documents"),
-        (DOCUMENTS, [1.0, math.nan], "not finite"),
-        (DOCUMENTS, [-math.inf, 1.0], "not finite"),
+        (DOCUMENTS, [1.0, math.nan], "no finite number"),
+        (DOCUMENTS, [-math.inf, 1.0], "no finite number"),
     ],
 )
 def test_an_example_that_does_not_fit_is_refused(documents: Any, teacher: Any, said: str) -> None:

@@ -34,7 +34,7 @@ def index(model: li.Model) -> li.Index:
 
 def test_texts_in_texts_and_scores_out(index: li.Index) -> None:
     results = index.search("Berlin is in Germany.", k=2)
-    assert [result.id for result in results][0] == "de"
+    assert results[0].id == "de"
     assert results[0].text == "Berlin is in Germany."
     assert results[0].score > results[1].score
 
@@ -55,10 +55,17 @@ def test_texts_without_ids_get_the_lowest_free_numbers(model: li.Model) -> None:
 
 
 def test_documents_carry_metadata_to_filter_by(index: li.Index) -> None:
-    index.add([li.Document("a", "Oslo is in Norway.", {"north": True}), li.Document("b", "Lima is in Peru.", {"north": False})])
+    index.add(
+        [
+            li.Document("a", "Oslo is in Norway.", {"north": True}),
+            li.Document("b", "Lima is in Peru.", {"north": False}),
+        ]
+    )
     where = {"field": "north", "operator": "==", "value": True}
     assert [result.id for result in index.search("a city", where=where)] == ["a"]
-    assert [result.metadata for result in index.search("a city", where=Comparison("north", "==", False))] == [{"north": False}]
+    assert [result.metadata for result in index.search("a city", where=Comparison("north", "==", False))] == [
+        {"north": False}
+    ]
     assert [result.id for result in index.search("a city", candidates=["b", "nobody"])] == ["b"]
     assert index.search("a city", candidates=[]) == []
 
@@ -79,7 +86,9 @@ def test_reranking_orders_what_is_given(model: li.Model) -> None:
 
 def test_search_and_rerank_score_alike(index: li.Index, model: li.Model) -> None:
     found = {result.id: result.score for result in index.search("a capital")}
-    ranked = model.rerank("a capital", {"fr": "Paris is in France.", "de": "Berlin is in Germany.", "it": "Rome is in Italy."})
+    ranked = model.rerank(
+        "a capital", {"fr": "Paris is in France.", "de": "Berlin is in Germany.", "it": "Rome is in Italy."}
+    )
     for result in ranked:
         assert result.score == pytest.approx(found[result.id], rel=1e-5)
 
@@ -135,7 +144,9 @@ def test_the_recipe_can_be_changed_by_name(tiny_model: Path) -> None:
         (lambda index: li.load_model("/nowhere/at/all"), InvalidModel),
     ],
 )
-def test_a_mistake_is_one_clear_error_and_changes_nothing(index: li.Index, mistake: object, error: type[Exception]) -> None:
+def test_a_mistake_is_one_clear_error_and_changes_nothing(
+    index: li.Index, mistake: object, error: type[Exception]
+) -> None:
     before = index.search("Paris")
     with pytest.raises(error) as caught:
         mistake(index)  # type: ignore[operator]

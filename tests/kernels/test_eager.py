@@ -1,4 +1,4 @@
-"""What is special to the eager form: chunks, dtypes, gradients. The laws it shares with every form are in tests/laws."""
+"""What is special to the eager form: chunks, dtypes, gradients. The laws that all forms share are in tests/laws."""
 
 from __future__ import annotations
 
@@ -29,18 +29,25 @@ lengths = st.lists(st.integers(0, 9), max_size=8)
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @given(lengths, lengths, st.integers(0, 2**32 - 1))
-def test_any_chunk_size_gives_the_reference(rows: int, query_lengths: list[int], document_lengths: list[int], seed: int) -> None:
+def test_any_chunk_size_gives_the_reference(
+    rows: int, query_lengths: list[int], document_lengths: list[int], seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     queries, documents = ragged(generator, query_lengths, 3), ragged(generator, document_lengths, 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eager, "SIMILARITIES_PER_CHUNK", 1)
         patch.setattr(eager, "FEWEST_ROWS_PER_CHUNK", rows)
-        np.testing.assert_allclose(all_pairs(queries, documents), reference.maxsim(queries, documents), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            all_pairs(queries, documents), reference.maxsim(queries, documents), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_a_document_longer_than_a_chunk_is_scored_whole() -> None:
     generator = np.random.default_rng(0)
-    queries, documents = ragged(generator, [3], 8), ragged(generator, [2, eager.SIMILARITIES_PER_CHUNK // 2 + 7, 0, 5], 8)
+    queries, documents = (
+        ragged(generator, [3], 8),
+        ragged(generator, [2, eager.SIMILARITIES_PER_CHUNK // 2 + 7, 0, 5], 8),
+    )
     winners = [(queries.tokens @ tokens.T).max(axis=1, initial=-np.inf).sum() for tokens in documents]
     np.testing.assert_allclose(all_pairs(queries, documents)[0], winners, rtol=1e-12)
 
@@ -65,7 +72,11 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -
     assert max(end - start for start, end, _ in blocks) <= 32
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(0, 2**32 - 1),
+)
 def test_gradients_are_those_of_the_reference(query_lengths: list[int], document_lengths: list[int], seed: int) -> None:
     generator = np.random.default_rng(seed)
     queries, documents = ragged(generator, query_lengths, 3), ragged(generator, document_lengths, 3)
@@ -85,7 +96,8 @@ def test_the_gradient_of_a_tie_goes_to_the_lowest_index(
     """Few dyadic values: ties are everywhere and sums exact. The second chunk size cuts documents into pieces."""
     generator = np.random.default_rng(seed)
     queries, documents = (
-        TokenEmbeddings(generator.integers(-2, 3, (sum(n), 2)) / 8, offsets_of(n)) for n in (query_lengths, document_lengths)
+        TokenEmbeddings(generator.integers(-2, 3, (sum(n), 2)) / 8, offsets_of(n))
+        for n in (query_lengths, document_lengths)
     )
     upstream = generator.integers(-4, 5, (len(queries), len(documents))) / 8
     q, d = (torch.from_numpy(side.tokens).requires_grad_() for side in (queries, documents))
@@ -105,7 +117,9 @@ def test_gradcheck_in_double_precision() -> None:
     generator = torch.Generator().manual_seed(0)
     q, d = (torch.randn(n, 3, dtype=torch.float64, generator=generator, requires_grad=True) for n in (5, 9))
     query_offsets, document_offsets = np.array([0, 2, 2, 5]), np.array([0, 4, 9])
-    assert torch.autograd.gradcheck(lambda a, b: kernels.maxsim_all_pairs(a, query_offsets, b, document_offsets), (q, d))
+    assert torch.autograd.gradcheck(
+        lambda a, b: kernels.maxsim_all_pairs(a, query_offsets, b, document_offsets), (q, d)
+    )
     groups = np.array([0, 1, 1, 2])
     assert torch.autograd.gradcheck(
         lambda a, b: kernels.maxsim_grouped(a, query_offsets, b, document_offsets, groups), (q, d)
@@ -136,7 +150,9 @@ def test_an_empty_document_has_no_winner() -> None:
 @given(st.integers(0, 6), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_winners_are_those_of_the_reference(query_length: int, document_length: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    query, document = ((generator.integers(-8, 9, (n, 3)) / 8).astype(np.float32) for n in (query_length, document_length))
+    query, document = (
+        (generator.integers(-8, 9, (n, 3)) / 8).astype(np.float32) for n in (query_length, document_length)
+    )
     _, winners = kernels.maxsim_winners(torch.from_numpy(query), torch.from_numpy(document))
     expected = reference.argmax(
         TokenEmbeddings(query, offsets_of([query_length])), TokenEmbeddings(document, offsets_of([document_length]))

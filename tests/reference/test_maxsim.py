@@ -110,9 +110,9 @@ def test_negative_scores_stay_negative(pair: tuple[Embeddings, Embeddings]) -> N
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_sums_are_taken_in_float64_whatever_comes_in(dtype: type) -> None:
-    """In float32, let alone float16, the 1 is lost in 2²⁸ on the way."""
-    large = [[2.0**14, 1.0, -(2.0**14)]]
-    scores = reference.maxsim(pack(large, width=3, dtype=dtype), pack([[2.0**14, 1.0, 2.0**14]], width=3, dtype=dtype))
+    """2²⁴ + 1 is no float32: the first query token's similarity would lose its 1, in whatever order it is summed."""
+    queries = pack([[2.0**12, 1.0], [-(2.0**12), 0.0]], dtype=dtype)
+    scores = reference.maxsim(queries, pack([[2.0**12, 1.0]], dtype=dtype))
     np.testing.assert_array_equal(scores, [[1.0]])
     assert scores.dtype == np.float32
 
@@ -155,6 +155,21 @@ def test_a_repeated_document_changes_neither_scores_nor_winners(pair: tuple[Embe
     twice = TokenEmbeddings(np.concatenate([documents.tokens, documents.tokens]), offsets_of(2 * documents.lengths))
     np.testing.assert_array_equal(reference.maxsim(queries, twice), reference.maxsim(queries, documents))
     np.testing.assert_array_equal(reference.argmax(queries, twice), reference.argmax(queries, documents))
+
+
+@pytest.mark.parametrize("width", [3, 16, 33, 96])
+@pytest.mark.parametrize("length", [1, 5, 17])
+def test_equal_tokens_tie_to_the_last_bit_wherever_they_stand(width: int, length: int) -> None:
+    """In float64, where nothing is rounded away afterwards; a matrix product does not keep this."""
+    generator = np.random.default_rng(width)
+    queries, tokens = ragged(generator, [7], width), generator.standard_normal((length, width))
+    twice = TokenEmbeddings(np.concatenate([tokens, tokens[:1], tokens]), offsets_of([2 * length + 1]))
+    once = TokenEmbeddings(tokens, offsets_of([length]))
+    np.testing.assert_array_equal(reference.argmax(queries, twice), reference.argmax(queries, once))
+    np.testing.assert_array_equal(reference.maxsim(queries, twice), reference.maxsim(queries, once))
+    alone = [reference.maxsim(queries, TokenEmbeddings(token[None], [0, 1]))[0, 0] for token in tokens]
+    apart = TokenEmbeddings(tokens, np.arange(length + 1))
+    np.testing.assert_array_equal(reference.maxsim(queries, apart)[0], alone)
 
 
 # Pairs and groups

@@ -12,8 +12,9 @@ from lateinteraction.testing.contracts import checks_of
 # Always the same examples, so that a fault is not found on most days only; nothing shrunk, nothing remembered.
 settings.register_profile(
     "faults",
-    max_examples=20,
+    max_examples=60,
     derandomize=True,
+    report_multiple_bugs=False,
     database=None,
     phases=[Phase.generate],
     deadline=None,

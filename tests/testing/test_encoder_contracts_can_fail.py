@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from lateinteraction.domain.embeddings import TokenEmbeddings, TokenTrace, offsets_of
+from lateinteraction.domain.embeddings import TokenEmbeddings, TokenTrace
 from lateinteraction.domain.errors import TruncatedTextWarning
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.text import Document, Query
@@ -209,6 +209,56 @@ def _normalised(tokens: np.ndarray) -> np.ndarray:
     return tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), 1e-9)
 
 
+FAULTS: dict[type[Sound], list[str]] = {
+    LosesEmptyTexts: [
+        "a_trace_is_aligned_with_the_embeddings",
+        "an_item_does_not_depend_on_the_others",
+        "there_is_an_item_for_every_text",
+    ],
+    HasNoWidthForNothing: ["no_texts_give_no_items"],
+    LeavesItemsSortedByLength: [
+        "a_short_text_does_not_depend_on_a_long_one",
+        "a_trace_is_aligned_with_the_embeddings",
+        "an_item_does_not_depend_on_the_others",
+        "items_come_in_the_order_of_their_texts",
+        "lengths_stay_within_the_recipe",
+        "long_texts_are_traced_as_they_are_cut",
+        "one_text_has_one_encoding",
+    ],
+    PadsIntoItsNeighbours: ["a_short_text_does_not_depend_on_a_long_one", "an_item_does_not_depend_on_the_others"],
+    DependsOnItsPlace: [
+        "an_item_does_not_depend_on_the_others",
+        "items_come_in_the_order_of_their_texts",
+        "one_text_has_one_encoding",
+        "only_the_text_is_encoded",
+    ],
+    ReadsIds: ["only_the_text_is_encoded"],
+    OverflowsOnLongWords: ["embeddings_have_length_one_where_the_recipe_normalises", "values_are_finite"],
+    FailsOnEmoji: [
+        "any_unicode_can_be_encoded",
+        "embeddings_have_length_one_where_the_recipe_normalises",
+        "values_are_finite",
+    ],
+    DoesNotNormalise: ["embeddings_have_length_one_where_the_recipe_normalises"],
+    KeepsAllDimensions: ["the_dimension_is_that_of_the_recipe"],
+    DoesNotCut: ["lengths_stay_within_the_recipe"],
+    CutsInSilence: ["a_text_that_is_cut_is_said_to_be"],
+    WarnsOfEverything: ["a_text_that_fits_gives_no_warning", "only_the_text_is_encoded"],
+    DoesNotExpand: ["expansion_fills_every_query"],
+    MarksNoRole: ["queries_and_documents_differ_where_their_recipes_do"],
+    SkipsInQueries: ["a_trace_is_aligned_with_the_embeddings", "the_skiplist_spares_queries"],
+    SkipsNothing: ["the_skiplist_spares_queries"],
+    TracesEveryToken: ["a_trace_is_aligned_with_the_embeddings"],
+    TracesWhatWasCut: ["long_texts_are_traced_as_they_are_cut"],
+    TracesNothingAsOne: ["no_texts_have_no_trace"],
+    CountsBytes: ["spans_are_the_characters_of_their_tokens", "spans_lie_within_their_texts"],
+    SpansTheWholeText: ["spans_are_the_characters_of_their_tokens"],
+    NumbersTokensByPlace: ["equal_tokens_have_equal_ids"],
+    GivesAllTokensOneId: ["equal_tokens_have_equal_ids"],
+    CountsThroughTheBatch: ["a_trace_does_not_depend_on_the_others", "spans_lie_within_their_texts"],
+}
+
+
 def suite_of(encoder: type[Sound]) -> TracingEncoderContract[Any]:
     class Suite(TracingEncoderContract[Any]):
         def make_encoder(self) -> Any:
@@ -218,3 +268,18 @@ def suite_of(encoder: type[Sound]) -> TracingEncoderContract[Any]:
             return encoder()
 
     return Suite()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_is_found_by_these_checks_and_no_others(fault: type[Sound], failing: Any) -> None:
+    expected = {f"test_{name}" for name in FAULTS[fault]}
+    assert failing(suite_of(fault), expected) == expected
+
+
+def test_every_check_finds_a_fault() -> None:
+    checks = {name for name, _ in checks_of(suite_of(Sound))}
+    assert {f"test_{name}" for names in FAULTS.values() for name in names} == checks
+
+
+def test_an_encoder_without_a_fault_fails_no_check(failing: Any) -> None:
+    assert failing(suite_of(Sound), ()) == set()

@@ -24,8 +24,10 @@ FUNCTIONS_PER_MODULE = 8
 """At most so many are taken from one module, as long as other modules have some: variety, so that queries differ."""
 
 BODY_LINES = range(3, 61)
+LONGEST_SOURCE = 800
 DOCSTRING_WORDS = range(5, 41)
-"""What counts as reasonable: long enough to mean something, short enough to be read whole by an encoder."""
+"""What counts as reasonable: long enough to mean something, short enough to be read whole. 800 characters of Python
+are at most 250 tokens of an uncased BERT vocabulary, among 300 functions; without that limit 50 of them exceed 256."""
 
 # Tests are no library; the others are absent from some installations, and the collection should not depend on that.
 _LEFT_OUT = frozenset(
@@ -204,9 +206,9 @@ def _without_docstring(node: _FunctionNode, lines: list[str]) -> str | None:
     body = lines[docstring.end_lineno : node.end_lineno]
     if sum(1 for line in body if line.strip()) not in BODY_LINES:
         return None
-    return "\n".join(
-        _outdented(line, node.col_offset) for line in [*lines[node.lineno - 1 : docstring.lineno - 1], *body]
-    )
+    signature = lines[node.lineno - 1 : docstring.lineno - 1]
+    source = "\n".join(_outdented(line, node.col_offset) for line in [*signature, *body])
+    return source if len(source) <= LONGEST_SOURCE else None
 
 
 def _outdented(line: str, columns: int) -> str:

@@ -1,0 +1,1 @@
+"""Use-cases: ports in, results out. They know no model, no file and no device."""

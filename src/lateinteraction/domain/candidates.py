@@ -9,7 +9,7 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import ArrayLike, NDArray
 
-from lateinteraction.domain.embeddings import Offsets, check_offsets, read_only_offsets
+from lateinteraction.domain.embeddings import Offsets, check_offsets, read_only_integers
 from lateinteraction.domain.errors import InvalidEmbeddings
 from lateinteraction.domain.text import DocumentId
 
@@ -36,8 +36,8 @@ class TokenHits:
 
     documents: tuple[DocumentId, ...] = field(converter=tuple)
     similarities: NDArray[np.float32] = field(converter=_similarities)
-    offsets: Offsets = field(converter=read_only_offsets)
-    query_offsets: Offsets = field(converter=read_only_offsets)
+    offsets: Offsets = field(converter=read_only_integers)
+    query_offsets: Offsets = field(converter=read_only_integers)
 
     def __attrs_post_init__(self) -> None:
         if self.similarities.shape != (len(self.documents),):

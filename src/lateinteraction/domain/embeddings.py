@@ -34,21 +34,29 @@ A = TypeVar("A", bound=Array)
 
 
 def offsets_of(lengths: ArrayLike) -> Offsets:
-    """Offsets (N+1,) of items that have these lengths (N,)."""
-    counts = np.asarray(lengths, dtype=np.int64).reshape(-1)
+    """Offsets (N+1,) of items that have these lengths (N,).
+
+    Raises:
+        InvalidEmbeddings: lengths that are no whole numbers.
+    """
+    given = np.asarray(lengths)
+    if given.dtype.kind not in "iub" and given.size:
+        raise InvalidEmbeddings(f"lengths of dtype {given.dtype}", "whole numbers", "Count the tokens of each item.")
+    counts = given.astype(np.int64).reshape(-1)
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
 
 
-def read_only_offsets(offsets: ArrayLike) -> Offsets:
-    """An int64 array that nobody can write to; copied unless it already is one."""
-    given = np.asarray(offsets)
-    if given.dtype == np.int64 and not given.flags.writeable:
+def read_only_integers(values: ArrayLike) -> NDArray[np.int64]:
+    """An int64 array that nobody can write to; copied unless it already is one, with its memory."""
+    given = np.asarray(values)
+    memory = given if given.base is None else given.base
+    if given.dtype == np.int64 and isinstance(memory, np.ndarray) and not memory.flags.writeable:
         return given
     if given.dtype.kind not in "iu" and given.size:
         raise InvalidEmbeddings(
-            f"offsets of dtype {given.dtype}", "integers", "Build them with `offsets_of(lengths)`."
+            f"offsets or positions of dtype {given.dtype}", "integers", "Build offsets with `offsets_of(lengths)`."
         )
     copied = given.astype(np.int64)
     copied.flags.writeable = False
@@ -82,7 +90,7 @@ class TokenEmbeddings(Generic[A]):
     """
 
     tokens: A
-    offsets: Offsets = field(converter=read_only_offsets)
+    offsets: Offsets = field(converter=read_only_integers)
 
     def __attrs_post_init__(self) -> None:
         if len(self.tokens.shape) != 2:
@@ -92,6 +100,10 @@ class TokenEmbeddings(Generic[A]):
                 "Pack the items one after the other and give their offsets.",
             )
         check_offsets(self.offsets, int(self.tokens.shape[0]))
+
+    def __reduce__(self) -> tuple[type[TokenEmbeddings[A]], tuple[A, Offsets]]:
+        """Made anew when copied or unpickled, since arrays come back writeable."""
+        return TokenEmbeddings, (self.tokens, self.offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -134,10 +146,10 @@ class TokenTrace:
         offsets: int64 (N+1,), as in the embeddings.
     """
 
-    token_ids: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    offsets: Offsets = field(converter=read_only_offsets)
+    token_ids: NDArray[np.int64] = field(converter=read_only_integers)
+    starts: NDArray[np.int64] = field(converter=read_only_integers)
+    ends: NDArray[np.int64] = field(converter=read_only_integers)
+    offsets: Offsets = field(converter=read_only_integers)
 
     def __attrs_post_init__(self) -> None:
         check_offsets(self.offsets, len(self.token_ids))
@@ -149,7 +161,9 @@ class TokenTrace:
             )
         if bool(np.any(self.starts < 0)) or bool(np.any(self.ends < self.starts)):
             raise InvalidEmbeddings(
-                "character spans that begin below 0 or end before they start", "0 ≤ start ≤ end", "Use character offsets."
+                "character spans that begin below 0 or end before they start",
+                "0 ≤ start ≤ end",
+                "Use character offsets.",
             )
 
     def __len__(self) -> int:

@@ -20,7 +20,8 @@
 
     TruncatedTextWarning       (UserWarning)   texts were cut to the recipe's length
 
-Each error has three parts: what was given, what was expected, what to do. Vendor exceptions are translated where they arise, `from` the original.
+Each error has three parts: what was given, what was expected, what to do. Vendor exceptions are translated where they
+arise, `from` the original.
 """
 
 from __future__ import annotations

@@ -30,7 +30,12 @@ class Hit:
 
 
 def _float32(scores: ArrayLike) -> NDArray[np.float32]:
-    copied = np.array(scores, dtype=np.float32)
+    """A read-only copy. What float32 cannot hold becomes ±∞ only if it was; everything else out of range is refused."""
+    given = np.asarray(scores)
+    with np.errstate(over="ignore"):
+        copied = given.astype(np.float32)
+    if not np.array_equal(np.isinf(copied), np.isinf(given)):
+        raise InvalidRanking("a score beyond the range of float32", "scores within ±3.4e38", "Scale the embeddings.")
     copied.flags.writeable = False
     return copied
 
@@ -56,33 +61,35 @@ class Ranking:
             raise InvalidRanking(
                 f"{len(self.documents)} documents and scores of shape {self.scores.shape}", "a score for each", remedy
             )
-        if len(set(self.documents)) != len(self.documents):
-            raise InvalidRanking("a document that is ranked twice", "distinct documents", remedy)
-        if bool(np.any(np.isnan(self.scores))) or bool(np.any(self.scores == np.inf)):
-            raise InvalidRanking("a score of NaN or +∞", "finite scores or −∞", "Check the embeddings for NaN.")
+        _check_hits(self.documents, self.scores)
         rises = self.scores[1:] > self.scores[:-1]
         ties = self.scores[1:] == self.scores[:-1]
-        if bool(np.any(rises)) or any(
-            self.documents[i] > self.documents[i + 1] for i in np.flatnonzero(ties)
-        ):
+        if bool(np.any(rises)) or any(self.documents[i] > self.documents[i + 1] for i in np.flatnonzero(ties)):
             raise InvalidRanking("hits out of order", "falling scores, equal scores by rising id", remedy)
 
     @classmethod
     def from_scores(cls, documents: Sequence[DocumentId], scores: ArrayLike, k: int | None = None) -> Ranking:
         """The k best of scored documents given in any order (all of them without k)."""
-        values = np.asarray(scores, dtype=np.float32)
+        values = _float32(scores)
         if values.shape != (len(documents),):
             raise InvalidRanking(
-                f"{len(documents)} documents and scores of shape {values.shape}", "a score for each", "Check the scorer."
+                f"{len(documents)} documents and scores of shape {values.shape}",
+                "a score for each",
+                "Check the scorer.",
             )
         if k is not None:
             check_cutoff(k)
+        _check_hits(documents, values)  # before k can cut off what is wrong
         rows = np.arange(len(values))
         if k is not None and k < len(values):
             # Everything that ties with the k-th best stays in play until ids decide.
             rows = np.flatnonzero(~(values < np.partition(values, len(values) - k)[len(values) - k]))
         ordered = sorted(map(int, rows), key=lambda row: (-values[row], documents[row]))[:k]
         return cls(tuple(documents[row] for row in ordered), values[ordered])
+
+    def __reduce__(self) -> tuple[type[Ranking], tuple[tuple[DocumentId, ...], NDArray[np.float32]]]:
+        """Made anew when copied or unpickled, since arrays come back writeable."""
+        return Ranking, (self.documents, self.scores)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -95,6 +102,15 @@ class Ranking:
         """The k best hits."""
         check_cutoff(k)
         return Ranking(self.documents[:k], self.scores[:k])
+
+
+def _check_hits(documents: Sequence[DocumentId], scores: NDArray[np.float32]) -> None:
+    if not all(isinstance(document, str) and document for document in documents):
+        raise InvalidRanking("an id that is no str, or empty", "document ids", "Rank documents by their ids.")
+    if len(set(documents)) != len(documents):
+        raise InvalidRanking("a document that is ranked twice", "distinct documents", "Merge disjoint parts only.")
+    if bool(np.any(np.isnan(scores))) or bool(np.any(scores == np.inf)):
+        raise InvalidRanking("a score of NaN or +∞", "finite scores or −∞", "Check the embeddings for NaN.")
 
 
 def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
@@ -138,7 +154,8 @@ def fuse_weighted(
 ) -> Ranking:
     """Σᵢ wᵢ · nᵢ(scoreᵢ(d)); a ranking without d, or with −∞ for it, adds nothing.
 
-    `minmax` maps the finite scores of each ranking to [0, 1]; where they are all equal, to 1.
+    `minmax` maps the finite scores of each ranking to [0, 1]; where they are all equal, to 1. A document that no
+    ranking gave a finite score (an empty one) stays at −∞, behind all others.
     """
     if normalise not in ("minmax", "none"):
         raise InvalidRanking(f"normalise = {normalise!r}", "'minmax' or 'none'", "Choose one of the two.")
@@ -149,9 +166,10 @@ def fuse_weighted(
         if normalise == "minmax" and finite.any():
             low, high = values[finite].min(), values[finite].max()
             values = (values - low) / (high - low) if high > low else np.ones_like(values)
-        values = np.where(finite, values, 0.0)
         for document, value in zip(ranking.documents, map(float, values), strict=True):
-            fused[document] = fused.get(document, 0.0) + weight * value
+            before = fused.get(document, -np.inf)
+            if np.isfinite(value):
+                fused[document] = weight * value + (before if np.isfinite(before) else 0.0)
+            else:
+                fused[document] = before
     return Ranking.from_scores(list(fused), list(fused.values()), k)
-
-

@@ -60,7 +60,9 @@ class EncodingRecipe:
     def __attrs_post_init__(self) -> None:
         for name in ("query_length", "document_length"):
             if not _is_count(getattr(self, name), least=2):
-                raise InvalidRecipe(f"{name} = {getattr(self, name)!r}", "a whole number of at least 2", "Use 32 or more.")
+                raise InvalidRecipe(
+                    f"{name} = {getattr(self, name)!r}", "a whole number of at least 2", "Use 32 or more."
+                )
         if self.dimension is not None and not _is_count(self.dimension, least=1):
             raise InvalidRecipe(f"dimension = {self.dimension!r}", "a whole number of at least 1", "None keeps all.")
         if self.expansion not in ("none", "fixed"):
@@ -71,7 +73,9 @@ class EncodingRecipe:
             )
         for name in ("query_prefix", "document_prefix"):
             if getattr(self, name) is not None and not (isinstance(getattr(self, name), str) and getattr(self, name)):
-                raise InvalidRecipe(f"{name} = {getattr(self, name)!r}", "a non-empty str or None", "None adds no prefix.")
+                raise InvalidRecipe(
+                    f"{name} = {getattr(self, name)!r}", "a non-empty str or None", "None adds no prefix."
+                )
         for name in ("query_prompt", "document_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidRecipe(f"{name} = {getattr(self, name)!r}", "a str", "'' adds no prompt.")
@@ -85,13 +89,13 @@ class EncodingRecipe:
             InvalidRecipe: a name that is no setting, or a result that contradicts itself.
         """
         known = fields_dict(EncodingRecipe)
-        unknown = sorted(set(overrides) - set(known))
+        unknown = sorted(map(str, set(overrides) - set(known)))
         if unknown:
             raise InvalidRecipe(f"unknown settings {unknown}", f"some of {sorted(known)}", "Check the spelling.")
         return evolve(self, **overrides)
 
     def keeps_query_tokens(self, special: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which tokens of a query keep an embedding, from the mask (T,) of special tokens. The skiplist spares queries."""
+        """Which tokens of a query keep an embedding, from the mask (T,) of special ones. The skiplist spares queries."""
         return np.ones_like(special) if self.keep_special_tokens else ~special
 
     def keeps_document_tokens(

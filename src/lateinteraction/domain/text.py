@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NewType
+from typing import Any, NewType, cast
 
 from attrs import Attribute, field, frozen
 
@@ -55,8 +55,10 @@ def _is_optional_identifier(instance: object, attribute: Attribute[Any], value: 
         _is_identifier(instance, attribute, value)
 
 
-def _read_only(metadata: Metadata) -> Metadata:
-    return MappingProxyType(dict(metadata))
+def _read_only(metadata: Any) -> Metadata:
+    if not isinstance(metadata, Mapping):
+        raise InvalidText(f"metadata as a {type(metadata).__name__}", "a mapping", "Leave it out where there is none.")
+    return MappingProxyType(dict(cast("Metadata", metadata)))
 
 
 def _is_metadata(_: object, __: Attribute[Any], metadata: Metadata) -> None:

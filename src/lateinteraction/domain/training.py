@@ -10,14 +10,24 @@ from typing import Any, Generic
 
 import numpy as np
 from attrs import field, frozen
+from numpy.typing import ArrayLike
 
-from lateinteraction.domain.embeddings import A, Offsets, check_offsets, read_only_offsets
+from lateinteraction.domain.embeddings import A, Offsets, check_offsets, read_only_integers
 from lateinteraction.domain.errors import InvalidEmbeddings, InvalidExample
 from lateinteraction.domain.text import Document, Query
 
 
 def _teacher(scores: Any) -> tuple[float, ...] | None:
     return None if scores is None else tuple(scores)
+
+
+def _groups(groups: ArrayLike) -> Offsets:
+    try:
+        return read_only_integers(groups)
+    except InvalidEmbeddings as error:
+        raise InvalidExample(
+            f"groups: {error.given}", error.expected, "Groups are offsets over the documents."
+        ) from error
 
 
 @frozen
@@ -43,8 +53,10 @@ class TrainingExample:
                 "one score for each",
                 "Check the row that the example was built from.",
             )
-        if not all(math.isfinite(score) for score in self.teacher):
-            raise InvalidExample("a teacher score that is not finite", "finite scores", "Label the example again.")
+        if not all(isinstance(score, (int, float, np.number)) and math.isfinite(score) for score in self.teacher):
+            raise InvalidExample(
+                "a teacher score that is no finite number", "finite scores", "Label the example again."
+            )
 
 
 @frozen(eq=False)
@@ -61,12 +73,12 @@ class Targets(Generic[A]):
         InvalidExample: groups that are no offsets, a query without a document, or a teacher of another length.
     """
 
-    groups: Offsets = field(converter=read_only_offsets)
+    groups: Offsets = field(converter=_groups)
     teacher: A | None = None
 
     def __attrs_post_init__(self) -> None:
         try:
-            check_offsets(self.groups, int(self.groups[-1]) if self.groups.size else 0, "documents")
+            check_offsets(self.groups, int(self.groups.flat[-1]) if self.groups.size else 0, "documents")
         except InvalidEmbeddings as error:
             raise InvalidExample(error.given, error.expected, "Groups are offsets over the documents.") from error
         if bool(np.any(np.diff(self.groups) < 1)):

@@ -10,6 +10,7 @@ Offsets are int64 arrays on the host. Products and sums are float32 for every in
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def maxsim_grouped(
         (N,), float32, or float64 for float64 input.
     """
     scores = []
-    for query, (first, last) in enumerate(zip(groups[:-1], groups[1:], strict=True)):
+    for query, (first, last) in enumerate(pairwise(map(int, groups))):
         start, end = query_offsets[query], query_offsets[query + 1]
         own = document_offsets[first : last + 1]
         scores.append(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TEXTS_AT_ONCE = 2_048
 """Texts handed to the tokenizer in one call; its results weigh a hundred times the ids, so they must not pile up."""
 
+_SPACES = " ▁Ġ"  # as vocabularies write them: as they are, SentencePiece, byte-level BPE
+
 
 @frozen(eq=False)
 class TokenisedTexts:
@@ -294,12 +296,12 @@ def _filler(tokenizer: PreTrainedTokenizerBase, recipe: EncodingRecipe) -> int |
 
 
 def _single_token(tokenizer: Tokenizer, left: str, word: str) -> int | None:
-    """The id of the token that stands for `word` after `left`, leading spaces aside; None where several do."""
+    """The id of the token that stands for `word` after `left`, spaces before it aside; None where several do."""
     encoding = tokenizer.encode(left + word, add_special_tokens=False)
     touching = [
         (token_id, start)
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-        if end > len(left)
+        for token_id, token, (start, end) in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
+        if end > len(left) and token.strip(_SPACES)
     ]
     if len(touching) != 1 or left[touching[0][1] :].strip():
         return None

@@ -14,7 +14,7 @@ from lateinteraction.domain.errors import InvalidOption
 
 
 def to_host(tensor: Tensor) -> NDArray[Any]:
-    """A NumPy array of the same values; shares memory with a CPU tensor. bfloat16, unknown to NumPy, becomes float32."""
+    """A NumPy array of the same values; shares memory with a CPU tensor. bfloat16, which NumPy lacks, is widened."""
     host = tensor.detach().cpu()
     return host.float().numpy() if host.dtype == torch.bfloat16 else host.numpy()
 

@@ -217,21 +217,22 @@ def _normalise_gradient(
 ) -> NDArray[np.float64]:
     """Upstream ∂L/∂n turned into ∂L/∂x, where n = (x − centre) / r.
 
-        minmax:       ∂n_k/∂x_j = (1[k = j] − 1[j = min] − n_k (1[j = max] − 1[j = min])) / r,  r = max − min + ε
-        standardise:  ∂n_k/∂x_j = (1[k = j] − 1/m − n_k n_j / m) / r,  r = the standard deviation of the m scores
+        minmax:       ∂L/∂x_j = (∂L/∂n_j − (1[j = max] − 1[j = min]) Σ_k n_k ∂L/∂n_k) / r,  r = max − min + ε
+        standardise:  ∂L/∂x_j = (∂L/∂n_j − n_j / m Σ_k n_k ∂L/∂n_k) / r,  r = the standard deviation of m scores
 
-    Of equal extremes, the first carries the gradient.
+    The centre has no part in it: softmax does not see it, so Σ_k ∂L/∂n_k = 0. Of equal extremes, the first carries
+    the gradient.
     """
     if softening.normalisation == "none":
         return upstream
     spread = _spread(values, softening)
     if not spread > 0:
         return np.zeros_like(values)
-    if softening.normalisation == "standardise":
-        return (upstream - upstream.mean() - normalised * np.mean(upstream * normalised)) / spread
-    gradient = upstream.copy()
     pull = float(upstream @ normalised)
-    gradient[values.argmin()] += pull - upstream.sum()
+    if softening.normalisation == "standardise":
+        return (upstream - normalised * pull / len(values)) / spread
+    gradient = upstream.copy()
+    gradient[values.argmin()] += pull
     gradient[values.argmax()] -= pull
     return gradient / spread
 

@@ -11,7 +11,7 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
-from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, check_offsets, read_only_offsets
+from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, check_offsets, read_only_integers
 from lateinteraction.domain.errors import InvalidEmbeddings, InvalidOption
 from lateinteraction.domain.reference.maxsim import (
     Embeddings,
@@ -76,7 +76,7 @@ class CompressedEmbeddings:
 
     codes: Codes
     residuals: Bytes
-    offsets: Offsets = field(converter=read_only_offsets)
+    offsets: Offsets = field(converter=read_only_integers)
 
     def __attrs_post_init__(self) -> None:
         if self.codes.ndim != 1 or self.residuals.ndim != 2 or len(self.codes) != len(self.residuals):

@@ -5,6 +5,7 @@ This module is where errors end: each becomes one message on standard error and 
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     Exit codes: 0 done, 1 an error of ours, 2 wrong usage, 130 interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show must not end a search
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _show_error(error: LateInteractionError) -> None:
     """The three parts of an error, one a line."""
-    from lateinteraction.entrypoints.cli.display import notes
+    from lateinteraction.entrypoints.cli.display import notes, visible
 
     console = notes()
     for label, part, style in (
@@ -48,8 +51,8 @@ def _show_error(error: LateInteractionError) -> None:
         ("expected", error.expected, "bold"),
         ("to do", error.remedy, "bold"),
     ):
-        console.print(f"{label:9}", style=style, end="", markup=False, highlight=False)
-        console.print(part, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{label:9}", style=style, end="")
+        console.print(visible(part), soft_wrap=True)
 
 
 def _show_warning(

@@ -48,6 +48,7 @@ def options(
 @app.command()
 def demo(
     documents: Annotated[int, typer.Option("--documents", min=1, help="How many functions to search.")] = 300,
+    model: Model = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -57,7 +58,7 @@ def demo(
     """
     from lateinteraction.entrypoints.cli.demo import run
 
-    run(documents, device=device, as_json=as_json)
+    run(documents, model=model, device=device, as_json=as_json)
 
 
 @app.command()

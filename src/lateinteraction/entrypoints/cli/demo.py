@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +30,7 @@ from lateinteraction.entrypoints.cli.display import (
     matched_query,
     output,
     show_hit,
+    told_of_truncation,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ QUERIES = 100
 EXAMPLES = 3
 HITS = 3
 MEASURES = ("nDCG@10", "MRR@10")
-SHOWN_FIRST = ("shlex.split", "email.utils.make_msgid", "datetime.datetime.combine", "pathlib.PurePath.with_name")
+SHOWN_FIRST = ("shlex.split", "statistics.mode", "fractions.Fraction.from_float", "datetime.datetime.combine")
 """Examples that speak for themselves; where a Python lacks them others take their place."""
 
 
@@ -63,16 +66,16 @@ class _Pace:
         return (last - first) / (ended - began)
 
 
-def run(documents: int, *, device: str, as_json: bool) -> None:
+def run(documents: int, *, model: str | None, device: str, as_json: bool) -> None:
     """Encode, show three searches, measure."""
     started = perf_counter()
     collection = wiring.standard_library_functions(documents, min(documents, QUERIES))
     if not as_json:
         _announce(collection)
-    with encoding_progress("encoding") as progress:
+    with encoding_progress() as progress:
         pace = _Pace(progress)
-        rankers = wiring.baselines(collection.documents, device=device, progress=pace)
-    encoded = perf_counter()
+        rankers = wiring.baselines(collection.documents, model, device=device, progress=pace)
+    encoded, documents_per_second = perf_counter(), pace.documents_per_second
     queries = _examples(collection)
     rankings = [rankers.late_interaction.search([query], HITS)[0] for query in queries[:1]]
     first_result = perf_counter()
@@ -84,7 +87,7 @@ def run(documents: int, *, device: str, as_json: bool) -> None:
     means = _means(collection, rankers)
     timing = {
         "load_and_encode_s": encoded - started,
-        "documents_per_s": pace.documents_per_second,
+        "documents_per_s": documents_per_second,
         "first_result_s": first_result - started,
         "measure_s": perf_counter() - measuring,
         "total_s": perf_counter() - started,
@@ -97,9 +100,9 @@ def run(documents: int, *, device: str, as_json: bool) -> None:
 
 def _announce(collection: EvaluationSet) -> None:
     output().print(
-        f"Encoding {len(collection.documents)} functions of the standard library of Python "
-        f"{platform.python_version()}: every token keeps an embedding. Their docstrings are taken out; "
-        f"{len(collection.queries)} of them are the queries."
+        f"{len(collection.documents)} functions of the standard library of Python {platform.python_version()}, "
+        f"without their docstrings;\n{len(collection.queries)} of the docstrings are the queries. "
+        "Every token of a function keeps an embedding of its own."
     )
 
 
@@ -114,7 +117,8 @@ def _show_examples(collection: EvaluationSet, rankers: Baselines, examples: Sequ
     console = output()
     documents = {document.id: document for document in collection.documents}
     for query, ranking in examples:
-        best = rankers.explainer.explain(query, documents[ranking.documents[0]])
+        with told_of_truncation():
+            best = rankers.explainer.explain(query, documents[ranking.documents[0]])
         console.print(Text.assemble("\n", ("query ", "bold"), matched_query(best)))
         for rank, hit in enumerate(ranking, start=1):
             right = "  ← its own function" if hit.document == query.id else ""
@@ -124,7 +128,7 @@ def _show_examples(collection: EvaluationSet, rankers: Baselines, examples: Sequ
 
 
 def _place(document: Document) -> str:
-    return f"{document.id}  {document.metadata['path']}:{document.metadata['line']}"
+    return f"{document.id}  {Path(str(document.metadata['path'])).name}:{document.metadata['line']}"
 
 
 def _means(collection: EvaluationSet, rankers: Baselines) -> dict[str, dict[str, float]]:
@@ -140,8 +144,8 @@ def _show_measures(
     collection: EvaluationSet, means: Mapping[str, Mapping[str, float]], timing: Mapping[str, float | None]
 ) -> None:
     console = output()
-    table = Table(title=f"\n{len(collection.queries)} docstrings, each looking for its function", title_justify="left")
-    table.add_column("ranking by")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"{len(collection.queries)} docstrings, each looking for its own function")
     for measure in MEASURES:
         table.add_column(measure, justify="right")
     for name, figures in means.items():

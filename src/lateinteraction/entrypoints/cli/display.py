@@ -10,15 +10,17 @@ import json
 import math
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from lateinteraction.domain import ports
+from lateinteraction.domain.errors import TruncatedTextWarning
 from lateinteraction.domain.explanation import Explanation, TokenMatch
 
 EXCERPT_LINES = 6
@@ -31,13 +33,18 @@ _DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI",
 
 
 def output() -> Console:
-    """Standard output. Where it is no terminal, lines are as long as they are."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    """Standard output."""
+    return _console(sys.stdout)
 
 
 def notes() -> Console:
     """Standard error."""
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    """Plain text unless told otherwise; where the stream is no terminal, lines are as long as they are."""
+    return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty())
 
 
 def emit_json(payload: Mapping[str, Any]) -> None:
@@ -52,17 +59,25 @@ def json_score(score: float) -> float | None:
 
 
 @contextmanager
-def encoding_progress(label: str) -> Iterator[ports.Progress]:
-    """A bar on standard error while the block runs; calls that come later are ignored."""
+def encoding_progress() -> Generator[ports.Progress]:
+    """A bar on standard error while the block loads a model and encodes; reports that come later are ignored."""
     console = notes()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task("loading the model", total=None)
 
         def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            bar.update(task, description="encoding", completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def told_of_truncation() -> Generator[None]:
+    """Says no second time that a document was cut: explaining it encodes it again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncatedTextWarning)
+        yield
 
 
 def visible(text: str) -> str:
@@ -122,7 +137,7 @@ def show_hit(console: Console, rank: int, score: float, title: str, rows: Sequen
     console.print(Text.assemble(f"{rank:3}  ", (f"{score:7.3f}", "bold"), "  ", (visible(title), "cyan")))
     for row in rows:
         for line in row.wrap(console, console.width - len(_MARGIN)) if console.is_terminal else [row]:
-            console.print(Text(_MARGIN) + line)
+            console.print(Text(_MARGIN) + line if line else "")
 
 
 def counted(number: int, singular: str) -> str:

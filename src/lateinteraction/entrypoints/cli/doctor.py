@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
+from rich.text import Text
 
 from lateinteraction import wiring
 from lateinteraction.entrypoints.cli.display import emit_json, output, visible
@@ -18,15 +18,12 @@ def run(*, as_json: bool) -> None:
     if as_json:
         emit_json(diagnosis)
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_column(overflow="fold")
+    console = output()
     for topic, finding in diagnosis.items():
         rows = finding.items() if isinstance(finding, Mapping) else [("", finding)]
         for row, (name, value) in enumerate(rows):
-            table.add_row("" if row else topic.replace("_", " "), name.replace("_", " "), _said(value))
-    output().print(table)
+            label = "" if row else topic.replace("_", " ")
+            console.print(Text.assemble((f"{label:15} ", "bold"), f"{name.replace('_', ' '):16} ", _said(value)))
 
 
 def _diagnosis() -> dict[str, Any]:

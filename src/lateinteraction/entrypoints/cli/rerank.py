@@ -20,6 +20,7 @@ from lateinteraction.entrypoints.cli.display import (
     notes,
     output,
     show_hit,
+    told_of_truncation,
 )
 
 
@@ -27,7 +28,7 @@ def run(query: str, source: str, k: int | None, *, model: str | None, device: st
     """Read, score, show."""
     started = perf_counter()
     documents = _documents(source)
-    with encoding_progress("encoding") as progress:
+    with encoding_progress() as progress:
         loaded = load_model(model, device=device, progress=progress)
         results = loaded.rerank(query, documents, k)
     if as_json:
@@ -40,7 +41,8 @@ def run(query: str, source: str, k: int | None, *, model: str | None, device: st
         return
     console = output()
     for rank, result in enumerate(results, start=1):
-        explanation = loaded.explain(query, Document(result.id, result.text))
+        with told_of_truncation():
+            explanation = loaded.explain(query, Document(result.id, result.text))
         show_hit(console, rank, result.score, result.id, [_line(matched_document(explanation))])
 
 

@@ -24,6 +24,7 @@ from lateinteraction.entrypoints.cli.display import (
     notes,
     output,
     show_hit,
+    told_of_truncation,
     visible,
 )
 
@@ -94,7 +95,7 @@ def _search(
 ) -> _Found:
     if not documents:
         return _Found((), None, 0, seconds)
-    with encoding_progress("encoding") as progress:
+    with encoding_progress() as progress:
         started = perf_counter()
         index = Index(load_model(model, device=device, progress=progress))
         loaded = perf_counter()
@@ -129,7 +130,9 @@ def _show(request: SearchRequest, passages: Passages, found: _Found) -> None:
         assert found.index is not None  # there are results
         name = f"  {result.metadata['name']}" if "name" in result.metadata else ""
         place = f"{result.metadata['path']}:{result.metadata['line']}{name}"
-        show_hit(console, rank, result.score, place, excerpt(found.index.explain(request.query, result.id)))
+        with told_of_truncation():
+            explanation = found.index.explain(request.query, result.id)
+        show_hit(console, rank, result.score, place, excerpt(explanation))
     notes().print(visible(_summary(passages, found)), style="dim")
 
 

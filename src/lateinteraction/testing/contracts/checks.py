@@ -37,9 +37,14 @@ class Conversions(Generic[A]):
         return TokenEmbeddings(self.array(embeddings.tokens), embeddings.offsets)
 
 
-def holds_for(*drawn: SearchStrategy[Any]) -> Callable[[Check], Check]:
-    """`@given` for a method that subclasses inherit: each of them is an executor of its own, with its own fixtures."""
+def holds_for(*drawn: SearchStrategy[Any], slow: bool = False) -> Callable[[Check], Check]:
+    """`@given` for a method that subclasses inherit: each of them is an executor of its own, with its own fixtures.
+
+    A law that is slow to check, since it runs a model, is checked on a fifth of the profile's examples (10 at least).
+    """
+    examples = settings().max_examples
     relaxed = settings(
+        max_examples=min(examples, max(10, examples // 5)) if slow else examples,
         deadline=None,
         suppress_health_check=[
             *settings().suppress_health_check,

@@ -1,0 +1,371 @@
+"""Texts become the tokens that the recipe says, in every kind of tokenizer."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from lateinteraction.adapters.huggingface.tokenisation import (
+    TEXTS_AT_ONCE,
+    RecipeTokeniser,
+    TokenisedTexts,
+    resolve_skiplist,
+)
+from lateinteraction.domain.errors import InvalidModel, InvalidRecipe
+from lateinteraction.domain.recipe import EncodingRecipe
+from lateinteraction.testing import strategies
+
+Tokenizers = Mapping[str, PreTrainedTokenizerFast]
+FAMILIES = ("bert", "roberta", "xlm-roberta", "qwen2")
+AWKWARD = (
+    "",
+    " ",
+    "a",
+    "The fox, again!",
+    "nul \x00 in the middle",
+    "😀👩‍👩‍👧‍👦 e\u0301",
+    "שלום עולם مرحبا",
+    "漢字 kanji",
+    "[SEP] </s> [MASK] <mask> <|endoftext|>",
+    "the quick brown fox " * 20,
+)
+GOLDEN = Path(__file__).parents[2] / "conformance" / "tiny-colbert"
+
+
+def items(tokenised: TokenisedTexts) -> list[list[int]]:
+    return [tokenised.token_ids[a:b].tolist() for a, b in zip(tokenised.offsets, tokenised.offsets[1:], strict=False)]
+
+
+def recipe(**settings: Any) -> EncodingRecipe:
+    return EncodingRecipe(**{"query_length": 12, "document_length": 24, **settings})
+
+
+# ── what the tokenizer's own framing gives ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_are_those_of_the_tokenizer_itself_with_truncation(tokenizers: Tokenizers, family: str) -> None:
+    tokenised = RecipeTokeniser(tokenizers[family], recipe()).documents(AWKWARD)
+    for text, ids in zip(AWKWARD, items(tokenised), strict=True):
+        assert ids == tokenizers[family](text, truncation=True, max_length=24)["input_ids"]
+
+
+@given(texts=st.lists(strategies.texts(), max_size=4), family=st.sampled_from(FAMILIES), marked=st.booleans())
+def test_a_query_is_before_marker_text_after_and_masks(
+    tokenizers: Tokenizers, texts: list[str], family: str, marked: bool
+) -> None:
+    tokenizer = tokenizers[family]
+    marker = tokenizer.convert_ids_to_tokens(5)
+    expansion = "none" if tokenizer.mask_token is None else "fixed"
+    settings = recipe(query_prefix=marker if marked else None, expansion=expansion, query_prompt="find: ")
+    tokenised = RecipeTokeniser(tokenizer, settings).queries(texts)
+    framed = tokenizer("a")["input_ids"]
+    own = tokenizer("a", add_special_tokens=False)["input_ids"]
+    before, after = ([], []) if framed == own else (framed[:1], framed[-1:])
+    before = before + [5] * marked
+    for text, ids, attended in zip(texts, items(tokenised), tokenised.attended, strict=True):
+        content = tokenizer("find: " + text, add_special_tokens=False)["input_ids"]
+        expected = before + content[: 12 - len(before) - len(after)] + after
+        assert attended == len(expected)
+        if expansion == "fixed":
+            expected += [tokenizer.mask_token_id] * (12 - len(expected))
+        assert ids == expected
+
+
+@pytest.mark.parametrize(
+    "case", json.loads((GOLDEN / "tokenisation.json").read_text()).items(), ids=lambda case: case[0]
+)
+def test_tokens_are_those_of_pylate(case: tuple[str, dict[str, Any]]) -> None:
+    name, golden = case
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(GOLDEN)
+    settings = EncodingRecipe(
+        query_length=8 if name.endswith("len8") else 16,
+        document_length=12 if name.endswith("len12") else 40,
+        query_prefix="[Q] ",
+        document_prefix="[D] ",
+        expansion="none" if name.endswith("no_expansion") else "fixed",
+        attend_to_expansion=name.endswith("attend_expansion"),
+        skiplist=("the", "a") if name.endswith("the_a") else tuple(string.punctuation),
+    )
+    tokeniser = RecipeTokeniser(tokenizer, settings)
+    tokenised = (tokeniser.queries if name.startswith("queries") else tokeniser.documents)(golden["texts"])
+    assert items(tokenised) == golden["token_ids"]
+    assert tokenised.attended.tolist() == golden["attended"]
+    assert np.diff(tokenised.kept_offsets).tolist() == golden["kept"]
+
+
+# ── cutting ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exactly_the_texts_beyond_the_limit_are_reported_cut(tokenizers: Tokenizers, family: str) -> None:
+    tokenizer = tokenizers[family]
+    texts = ["x " * count for count in range(40)]
+    tokenised = RecipeTokeniser(tokenizer, recipe()).documents(texts)
+    whole = [len(tokenizer(text)["input_ids"]) for text in texts]
+    assert tokenised.truncated.tolist() == [row for row, length in enumerate(whole) if length > 24]
+    assert np.diff(tokenised.offsets).tolist() == [min(length, 24) for length in whole]
+
+
+def test_a_marker_takes_a_place_from_the_text(tokenizers: Tokenizers) -> None:
+    text = " ".join("abcdefghij")
+    plain = RecipeTokeniser(tokenizers["bert"], recipe()).queries([text])
+    marked = RecipeTokeniser(tokenizers["bert"], recipe(query_prefix="[unused0]")).queries([text])
+    assert plain.truncated.tolist() == []
+    assert marked.truncated.tolist() == [0]
+    assert len(plain.token_ids) == len(marked.token_ids) == 12
+
+
+def test_cuts_are_counted_over_all_chunks(tokenizers: Tokenizers) -> None:
+    texts = ["fox"] * (TEXTS_AT_ONCE + 3)
+    texts[1] = texts[TEXTS_AT_ONCE] = "fox " * 40
+    tokenised = RecipeTokeniser(tokenizers["bert"], recipe()).documents(texts)
+    assert tokenised.truncated.tolist() == [1, TEXTS_AT_ONCE]
+    assert items(tokenised)[-1] == items(tokenised)[0]
+    assert len(items(tokenised)) == len(texts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_line_of_a_megabyte_is_cut_like_any_other(tokenizers: Tokenizers, family: str) -> None:
+    tokenised = RecipeTokeniser(tokenizers[family], recipe()).documents(["the fox " * 131_072, "x" * 1_048_576])
+    assert tokenised.truncated[0] == 0
+    assert items(tokenised)[0] == tokenizers[family]("the fox " * 40, truncation=True, max_length=24)["input_ids"]
+
+
+# ── what is kept ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def kept_ids(tokenised: TokenisedTexts) -> list[int]:
+    return tokenised.token_ids[tokenised.kept].tolist()
+
+
+def test_every_token_is_kept_by_default(tokenizers: Tokenizers) -> None:
+    tokeniser = RecipeTokeniser(tokenizers["bert"], EncodingRecipe())
+    assert tokeniser.documents(AWKWARD).kept.all()
+    assert tokeniser.queries(AWKWARD).kept.all()
+
+
+def test_without_special_tokens_text_and_expansion_stay(tokenizers: Tokenizers) -> None:
+    settings = recipe(
+        keep_special_tokens=False, query_prefix="[unused0]", document_prefix="[unused1]", expansion="fixed"
+    )
+    tokeniser = RecipeTokeniser(tokenizers["bert"], settings)
+    fox = tokenizers["bert"]("fox", add_special_tokens=False)["input_ids"]
+    assert kept_ids(tokeniser.documents(["fox"])) == fox
+    assert kept_ids(tokeniser.queries(["fox"])) == fox + [4] * (12 - len(fox) - 3)
+
+
+def test_a_special_token_that_the_text_spells_is_text(tokenizers: Tokenizers) -> None:
+    tokeniser = RecipeTokeniser(tokenizers["bert"], recipe(keep_special_tokens=False))
+    assert kept_ids(tokeniser.documents(["[SEP] [CLS]"])) == [3, 2]
+
+
+def test_skipped_words_go_from_documents_and_stay_in_queries(tokenizers: Tokenizers) -> None:
+    tokeniser = RecipeTokeniser(tokenizers["bert"], recipe(skiplist=["the", ","]))
+    plain = RecipeTokeniser(tokenizers["bert"], recipe())
+    text = "the fox, the dog"
+    the, comma = (tokenizers["bert"].convert_tokens_to_ids(word) for word in ("the", ","))
+    assert kept_ids(tokeniser.documents([text])) == [
+        token for token in kept_ids(plain.documents([text])) if token not in (the, comma)
+    ]
+    assert kept_ids(tokeniser.queries([text])) == kept_ids(plain.queries([text]))
+    assert tokeniser.documents([text]).token_ids.tolist() == plain.documents([text]).token_ids.tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["fox,", "fox , fox", ",", "(fox)", ", ,", "fox!,(", "the fox", "fox the"])
+def test_a_skipped_word_is_gone_wherever_it_stands(tokenizers: Tokenizers, family: str, text: str) -> None:
+    words = ("the", ",", "(", ")", "!")
+    tokeniser = RecipeTokeniser(tokenizers[family], recipe(skiplist=words, keep_special_tokens=False))
+    kept = tokenizers[family].convert_ids_to_tokens(kept_ids(tokeniser.documents([text])))
+    assert not {piece.strip("▁Ġ") for piece in kept} & set(words)
+
+
+def test_byte_level_words_are_skipped_with_and_without_their_space(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers["roberta"]
+    found = resolve_skiplist(tokenizer.backend_tokenizer, [","], tokenizer.unk_token_id)
+    assert tokenizer.convert_tokens_to_ids(",") in found
+    spaced = resolve_skiplist(tokenizer.backend_tokenizer, ["the"], tokenizer.unk_token_id)
+    assert tokenizer.convert_tokens_to_ids("Ġthe") in spaced
+
+
+def test_a_continuation_of_a_word_is_no_word(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers["bert"]
+    found = resolve_skiplist(tokenizer.backend_tokenizer, ["s", "a", "Fox"], tokenizer.unk_token_id)
+    assert sorted(tokenizer.convert_ids_to_tokens(found)) == ["a", "fox", "s"]
+
+
+@pytest.mark.parametrize(("family", "word"), [("bert", "漢漢"), ("bert", "Ж"), ("roberta", "🦊"), ("roberta", "zebra")])
+def test_a_word_without_a_token_of_its_own_is_refused_by_name(tokenizers: Tokenizers, family: str, word: str) -> None:
+    with pytest.raises(InvalidRecipe, match=word):
+        RecipeTokeniser(tokenizers[family], recipe(skiplist=[",", word]))
+
+
+# ── markers and expansion ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_marker_follows_the_first_special_token_or_comes_first(tokenizers: Tokenizers) -> None:
+    with_special = RecipeTokeniser(tokenizers["bert"], recipe(document_prefix="[unused1]")).documents([""])
+    assert with_special.token_ids.tolist() == [2, 6, 3]
+    without = RecipeTokeniser(tokenizers["qwen2"], recipe(document_prefix="<|mark|>")).documents(["", "a"])
+    mark = tokenizers["qwen2"].convert_tokens_to_ids("<|mark|>")
+    assert [ids[0] for ids in items(without)] == [mark, mark]
+    assert len(items(without)[0]) == 1
+
+
+def test_attended_expansion_is_attended(tokenizers: Tokenizers) -> None:
+    settings = recipe(expansion="fixed", attend_to_expansion=True)
+    assert RecipeTokeniser(tokenizers["bert"], settings).queries(["fox", ""]).attended.tolist() == [12, 12]
+
+
+def unframed() -> PreTrainedTokenizerFast:
+    """A tokenizer that has a mask token and frames texts with nothing."""
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]")
+
+
+def test_an_empty_query_that_nothing_could_attend_to_stays_empty() -> None:
+    queries = RecipeTokeniser(unframed(), recipe(expansion="fixed", query_length=3)).queries(["", "a b", ""])
+    assert items(queries) == [[], [2, 3, 1], []]
+    assert queries.attended.tolist() == [0, 2, 0]
+
+
+def test_an_empty_query_is_expanded_where_expansion_is_attended_to() -> None:
+    settings = recipe(expansion="fixed", attend_to_expansion=True, query_length=3)
+    assert items(RecipeTokeniser(unframed(), settings).queries(["", "a"])) == [[1, 1, 1], [2, 1, 1]]
+
+
+# ── characters ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(
+    texts=st.lists(strategies.texts(), max_size=4),
+    family=st.sampled_from(FAMILIES),
+    prompt=st.sampled_from(["", "q: "]),
+)
+def test_a_trace_has_exactly_the_kept_tokens(
+    tokenizers: Tokenizers, texts: list[str], family: str, prompt: str
+) -> None:
+    settings = recipe(document_prompt=prompt, query_prompt=prompt, skiplist=[",", "a"])
+    tokeniser = RecipeTokeniser(tokenizers[family], settings)
+    for tokenised, trace in (
+        (tokeniser.documents(texts), tokeniser.trace_documents(texts)),
+        (tokeniser.queries(texts), tokeniser.trace_queries(texts)),
+    ):
+        assert trace.token_ids.tolist() == kept_ids(tokenised)
+        assert trace.offsets.tolist() == tokenised.kept_offsets.tolist()
+        for row, text in enumerate(texts):
+            own = trace.span(row, row + 1)
+            assert np.all(own.ends <= len(text))
+
+
+def test_spans_are_the_words_of_the_text(tokenizers: Tokenizers) -> None:
+    text = "The FOX, again — naïve 漢字 😀 fox"
+    for family in ("bert", "roberta"):
+        tokenizer = tokenizers[family]
+        trace = RecipeTokeniser(tokenizer, EncodingRecipe()).trace_documents([text])
+        expected = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        spans = list(zip(trace.starts.tolist(), trace.ends.tolist(), strict=True))
+        assert spans[1:-1] == expected[1:-1]
+        assert any(text[start:end] == "FOX" for start, end in spans) or family == "roberta"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spans_do_not_know_the_prompt(tokenizers: Tokenizers, family: str) -> None:
+    text = "the fox, again"
+    prompt = "the query: "
+    plain = RecipeTokeniser(tokenizers[family], recipe()).trace_documents([text])
+    prompted = RecipeTokeniser(tokenizers[family], recipe(document_prompt=prompt)).trace_documents([text])
+    extra = len(prompted.token_ids) - len(plain.token_ids)
+    assert extra > 0
+    real = prompted.ends > prompted.starts
+    assert "".join(text[a:b] for a, b in zip(prompted.starts[real], prompted.ends[real], strict=True)).replace(
+        " ", ""
+    ) == text.replace(" ", "")
+    assert (prompted.ends - prompted.starts)[:extra].max() <= 1
+
+
+def test_markers_and_expansion_stand_for_no_character(tokenizers: Tokenizers) -> None:
+    settings = recipe(query_prefix="[unused0]", expansion="fixed")
+    trace = RecipeTokeniser(tokenizers["bert"], settings).trace_queries(["a fox", "", "x " * 30])
+    first, empty, cut = (trace.span(row, row + 1) for row in range(3))
+    assert first.starts[:2].tolist() == first.ends[:2].tolist() == [0, 0]
+    markers = np.flatnonzero(first.starts == first.ends)
+    assert first.ends[markers[2:]].tolist() == [5] * (len(markers) - 2)
+    assert empty.ends.tolist() == [0] * 12
+    assert cut.starts[-1] == cut.ends[-1] == cut.ends[-2] == 17
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_texts_are_no_tokens(tokenizers: Tokenizers, family: str) -> None:
+    tokeniser = RecipeTokeniser(tokenizers[family], recipe())
+    assert tokeniser.documents([]).offsets.tolist() == [0]
+    assert len(tokeniser.trace_documents([])) == 0
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_marker_that_is_no_token_is_refused(tokenizers: Tokenizers) -> None:
+    with pytest.raises(InvalidRecipe, match=r"query_prefix = '\[Q\] '"):
+        RecipeTokeniser(tokenizers["bert"], recipe(query_prefix="[Q] "))
+    with pytest.raises(InvalidRecipe, match="document_prefix"):
+        RecipeTokeniser(tokenizers["roberta"], recipe(document_prefix="the fox"))
+
+
+def test_expansion_without_a_mask_token_is_refused(tokenizers: Tokenizers) -> None:
+    with pytest.raises(InvalidRecipe, match="mask token"):
+        RecipeTokeniser(tokenizers["qwen2"], recipe(expansion="fixed"))
+
+
+def test_a_length_without_room_for_text_is_refused(tokenizers: Tokenizers) -> None:
+    RecipeTokeniser(tokenizers["bert"], recipe(query_length=3))
+    with pytest.raises(InvalidRecipe, match="query_length = 2"):
+        RecipeTokeniser(tokenizers["bert"], recipe(query_length=2))
+    with pytest.raises(InvalidRecipe, match="document_length = 3"):
+        RecipeTokeniser(tokenizers["bert"], recipe(document_length=3, document_prefix="[unused0]"))
+
+
+def test_a_tokenizer_that_knows_no_words_is_refused() -> None:
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(InvalidModel, match="special tokens"):
+        RecipeTokeniser(
+            PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]"), recipe()
+        )
+
+
+def test_a_tokenizer_that_numbers_segments_is_refused() -> None:
+    tokenizer = unframed()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A:0 [MASK]:2", pair="$A $B", special_tokens=[("[MASK]", 1)]
+    )
+    with pytest.raises(InvalidModel, match="segment"):
+        RecipeTokeniser(tokenizer, recipe())
+
+
+# ── the tokenizer given stays its owner's ───────────────────────────────────────────────────────────────────────────
+
+
+def test_truncation_and_padding_of_the_given_tokenizer_change_nothing(tokenizers: Tokenizers) -> None:
+    expected = items(RecipeTokeniser(tokenizers["bert"], recipe()).documents(AWKWARD))
+    switched = PreTrainedTokenizerFast.from_pretrained(tokenizers["bert"].name_or_path)
+    backend = switched.backend_tokenizer
+    backend.enable_truncation(3)
+    backend.enable_padding(length=30)
+    tokeniser = RecipeTokeniser(switched, recipe())
+    assert items(tokeniser.documents(AWKWARD)) == expected
+    assert backend.truncation["max_length"] == 3
+    assert backend.padding["length"] == 30
+    backend.enable_truncation(2)
+    assert items(tokeniser.documents(AWKWARD)) == expected
