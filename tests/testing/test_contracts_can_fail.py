@@ -236,7 +236,7 @@ FAULTS: dict[str, tuple[object, list[str]]] = {
     ),
     "changes the type of metadata": (
         store(get=with_truth_as_a_number),
-        ["documents_come_back_whole_in_the_order_asked_for"],
+        ["values_of_metadata_keep_their_types"],
     ),
     "farthest": (source(farthest), ["an_empty_query_has_no_hits", "hits_are_the_nearest_tokens"]),
     "all of the first document": (source(of_the_first_document), ["hits_are_the_nearest_tokens"]),

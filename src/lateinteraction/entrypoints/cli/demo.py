@@ -42,6 +42,8 @@ QUERIES = 100
 EXAMPLES = 3
 HITS = 3
 MEASURES = ("nDCG@10", "MRR@10")
+_LABELS = {"late_interaction": "late interaction", "mean_pooled": "one mean-pooled vector", "bm25": "BM25"}
+
 SHOWN_FIRST = ("shlex.split", "statistics.mode", "fractions.Fraction.from_float", "datetime.datetime.combine")
 """Examples that speak for themselves; where a Python lacks them others take their place."""
 
@@ -133,9 +135,9 @@ def _place(document: Document) -> str:
 
 def _means(collection: EvaluationSet, rankers: Baselines) -> dict[str, dict[str, float]]:
     searches: Mapping[str, Search] = {
-        "late interaction": rankers.late_interaction.search,
-        "mean-pooled cosine": rankers.mean_pooled.search,
-        "BM25": rankers.bm25.search,
+        "late_interaction": rankers.late_interaction.search,
+        "mean_pooled": rankers.mean_pooled.search,
+        "bm25": rankers.bm25.search,
     }
     return {name: evaluate(search, collection, MEASURES).means for name, search in searches.items()}
 
@@ -149,7 +151,7 @@ def _show_measures(
     for measure in MEASURES:
         table.add_column(measure, justify="right")
     for name, figures in means.items():
-        table.add_row(name, *(f"{figures[measure]:.3f}" for measure in MEASURES))
+        table.add_row(_LABELS[name], *(f"{figures[measure]:.3f}" for measure in MEASURES))
     console.print(table)
     pace = timing["documents_per_s"]
     console.print(

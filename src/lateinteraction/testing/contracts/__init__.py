@@ -13,7 +13,7 @@ from __future__ import annotations
 from lateinteraction.domain.errors import MissingExtra
 
 try:
-    import hypothesis as _hypothesis  # noqa: F401 - asked for here, so that one message names both
+    import hypothesis as hypothesis  # asked for here, so that one message names both
     import pytest
 except ModuleNotFoundError as error:
     raise MissingExtra(
