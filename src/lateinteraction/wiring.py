@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from attrs import frozen
 
@@ -106,6 +106,7 @@ def baselines(
     """Index documents for all three, encoding each only once."""
     from lateinteraction.adapters.bm25 import Bm25Ranker
     from lateinteraction.adapters.neural.pooling import MeanPooledEncoder, mean_pooled, normalised
+    from lateinteraction.application.retrieval import Retriever
 
     lexical = Bm25Ranker(documents)
     raw = encoder(source, device=device, recipe={"normalise": False}, progress=progress)
@@ -114,8 +115,6 @@ def baselines(
     tokens, vectors = memory_index(), memory_index()
     tokens.add(documents, normalised(embeddings))
     vectors.add(documents, mean_pooled(embeddings))
-    from lateinteraction.application.retrieval import Retriever
-
     return Baselines(Retriever(unit, tokens), Retriever(MeanPooledEncoder(raw), vectors), lexical, explainer(unit))
 
 
@@ -124,6 +123,13 @@ def passages(paths: Sequence[str | Path]) -> Passages:
     from lateinteraction.adapters.files import read_passages
 
     return read_passages(paths)
+
+
+def listed_documents(source: Path | BinaryIO) -> tuple[Document, ...]:
+    """The documents of a list, one a line, plain or JSON: a file, or an open stream such as standard input."""
+    from lateinteraction.adapters.files import read_list
+
+    return read_list(source)
 
 
 def standard_library_functions(documents: int, queries: int) -> EvaluationSet:

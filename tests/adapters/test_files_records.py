@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
-from lateinteraction.adapters.files import documents_of_lines, read_passages
+from lateinteraction.adapters.files import documents_of_lines, read_list, read_passages
+from lateinteraction.adapters.files.reading import LARGEST_FILE
 from lateinteraction.domain.errors import UnreadableFile
 from lateinteraction.domain.text import Document
 
@@ -120,3 +122,35 @@ def test_a_list_of_objects_is_read_as_records() -> None:
 def test_a_list_that_is_half_records_or_repeats_an_id_is_refused(text: str) -> None:
     with pytest.raises(UnreadableFile, match="standard input"):
         documents_of_lines(text, "standard input")
+
+
+@pytest.mark.parametrize("content", [b"one\r\ntwo\r\n", b"\xef\xbb\xbfone\ntwo", b"one\rtwo"])
+def test_a_list_is_read_the_same_from_a_file_and_from_a_stream(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    documents = read_list(path)
+    assert [document.text for document in documents] == ["one", "two"]
+    assert read_list(io.BytesIO(content)) == documents
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"a\0", "binary"),
+        (b"ab\xff", "byte 2"),
+        (b"x" * (LARGEST_FILE + 1), "larger than 50 MB"),
+        (b"{]", ":1 is no JSON"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_named_wherever_it_comes_from(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match=rf"list\.txt.*{what}"):
+        read_list(path)
+    with pytest.raises(UnreadableFile, match=f"standard input.*{what}"):
+        read_list(io.BytesIO(content))
+
+
+def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match="nowhere"):
+        read_list(tmp_path / "nowhere")

@@ -417,6 +417,19 @@ def test_a_batch_that_cannot_hold_one_text_is_refused(make: Make) -> None:
     make(tokens_per_batch=48)
     with pytest.raises(InvalidOption, match="48 or more"):
         make(tokens_per_batch=47)
+    with pytest.raises(InvalidOption, match="48 or more"):
+        make(tokens_per_batch="64")
+
+
+def test_the_batch_grows_with_the_recipe_where_nobody_set_it(tiny_model: Path, make: Make) -> None:
+    model, tokenizer = AutoModel.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    model.embeddings.position_embeddings = torch.nn.Embedding(2048, 128)
+    model.embeddings.position_ids = torch.arange(2048)[None]
+    model.embeddings.token_type_ids = torch.zeros(1, 2048, dtype=torch.long)
+    encoder = HuggingFaceEncoder(model, tokenizer, EncodingRecipe(document_length=2048))
+    assert encoder.encode_documents(documents(["a " * 2046])).lengths.tolist() == [2048]
+    with pytest.raises(InvalidOption):
+        make(tokens_per_batch=48).with_recipe(RECIPE.merge({"document_length": 64}))
 
 
 def test_a_tokenizer_the_model_does_not_know_is_refused(tokenizers: Tokenizers, transformers: Models) -> None:

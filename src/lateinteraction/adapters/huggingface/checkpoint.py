@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file
 
-from lateinteraction.adapters.huggingface.encoder import TOKENS_PER_BATCH, HuggingFaceEncoder
+from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
 from lateinteraction.adapters.neural.transfer import resolve_device, to_device
 from lateinteraction.domain.errors import InvalidModel, InvalidOption
 from lateinteraction.domain.ports import Progress
@@ -62,7 +62,7 @@ class EncoderOptions:
     Args:
         device: "auto", "cpu", "cuda:1", …
         dtype: of the weights; embeddings are float32 in any case.
-        tokens_per_batch: most tokens of a batch, padding included.
+        tokens_per_batch: most tokens of a batch, padding included; None suits the device and the recipe.
         progress: told how many documents of a call are done.
         local_files_only: whether a hub name may only come from the local cache.
 
@@ -72,7 +72,7 @@ class EncoderOptions:
 
     device: str = "auto"
     dtype: WeightsDtype = "float32"
-    tokens_per_batch: int = TOKENS_PER_BATCH
+    tokens_per_batch: int | None = None
     progress: Progress | None = None
     local_files_only: bool = False
 
@@ -137,7 +137,7 @@ class _Weights:
 
 def _place_of(source: str | Path) -> _Place:
     path = Path(source).expanduser()
-    if path.is_dir():
+    if str(source) and path.is_dir():
         if not (path / "config.json").is_file():
             raise InvalidModel(f"folder {path}, which has no config.json", _EXPECTED_FILES, _CHECK_FOLDER)
         return _Place(str(path), is_folder=True)

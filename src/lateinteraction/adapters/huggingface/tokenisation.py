@@ -230,7 +230,7 @@ class _Layout:
 def _own_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     if not tokenizer.is_fast:
         raise InvalidModel(
-            f"tokenizer {type(tokenizer).__name__}",
+            f"the tokenizer of {tokenizer.name_or_path!r}, a {type(tokenizer).__name__}",
             "one with a `tokenizers` backend (a tokenizer.json)",
             "Convert it with transformers and save it again.",
         )
@@ -240,7 +240,7 @@ def _own_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     own.no_padding()
     if own.get_vocab_size() <= len(set(tokenizer.all_special_ids)):
         raise InvalidModel(
-            "a tokenizer that knows only its special tokens",
+            f"the tokenizer of {tokenizer.name_or_path!r}, which knows only its special tokens",
             "a vocabulary",
             "Put the model's tokenizer.json beside its weights.",
         )

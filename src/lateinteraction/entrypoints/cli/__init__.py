@@ -64,4 +64,6 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """A warning as a sentence: where in the source it was raised tells a person at a terminal nothing."""
-    print(f"warning  {message}", file=file or sys.stderr)
+    from lateinteraction.entrypoints.cli.display import visible
+
+    print(f"warning  {visible(str(message))}", file=file or sys.stderr)

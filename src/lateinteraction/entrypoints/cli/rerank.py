@@ -8,7 +8,7 @@ from time import perf_counter
 
 from rich.text import Text
 
-from lateinteraction.adapters.files import read_list
+from lateinteraction import wiring
 from lateinteraction.api import load_model
 from lateinteraction.domain.errors import UnreadableFile
 from lateinteraction.domain.text import Document
@@ -49,7 +49,7 @@ def run(query: str, source: str, k: int | None, *, model: str | None, device: st
 def _documents(source: str) -> tuple[Document, ...]:
     if source == "-" and sys.stdin.isatty():
         notes().print("Type the documents, one a line; Ctrl-D ends the list.", style="dim")
-    documents = read_list(sys.stdin.buffer if source == "-" else Path(source))
+    documents = wiring.listed_documents(sys.stdin.buffer if source == "-" else Path(source))
     if not documents:
         place = "standard input" if source == "-" else source
         raise UnreadableFile(f"{place} without a document", "one document a line", "Give texts, or JSON objects.")
