@@ -79,7 +79,9 @@ bench: environment-dev  ## Run one benchmark: CASE=name, STRICT=1
 
 gpu: environment-dev  ## Run the tests that need an accelerator
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch %s sees no accelerator here, so no device test can run" % torch.__version__)'
-	$(PYTEST) -m gpu
+	@$(PYTEST) -m gpu; status=$$?; \
+	if [ $$status -eq 5 ]; then echo 'error: no test is marked gpu yet; they arrive with the kernels for devices' >&2; fi; \
+	exit $$status
 
 clean:  ## Remove what was built and cached; .venv stays
 	rm -rf build dist .coverage .coverage.* coverage.xml .hypothesis .pytest_cache .ruff_cache .import_linter_cache

@@ -22,7 +22,9 @@ settings.register_profile("fast", max_examples=25, deadline=None, suppress_healt
 settings.register_profile(
     "ci", max_examples=100, deadline=None, derandomize=True, print_blob=True, suppress_health_check=_SLOW_IS_FINE
 )
-settings.register_profile("deep", max_examples=500, deadline=None, suppress_health_check=_SLOW_IS_FINE)
+settings.register_profile(  # looks for what is new, in CI too
+    "deep", max_examples=500, deadline=None, derandomize=False, print_blob=True, suppress_health_check=_SLOW_IS_FINE
+)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "fast")
 settings.load_profile(PROFILE)
 

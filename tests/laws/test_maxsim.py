@@ -1,173 +1,250 @@
-"""The laws of MaxSim, on the reference and on every form of the kernels. Dyadic values are compared to the last bit."""
+"""The laws of MaxSim, on every implementation there is and in every precision it takes.
+
+Values that are multiples of 1/8 make every sum exact, so there the laws hold to the last bit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from attrs import frozen
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from lateinteraction import kernels
 from lateinteraction.domain import reference
-from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
+from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
 from lateinteraction.domain.ranking import Ranking, merge
-from lateinteraction.domain.text import DocumentId
-from lateinteraction.testing.strategies import (
-    grouped_embeddings,
-    keep_masks,
-    query_document_embeddings,
-)
+from lateinteraction.testing import strategies
 
-Embeddings = TokenEmbeddings[Any]
-AllPairs = Callable[[Embeddings, Embeddings], np.ndarray]
+Embeddings = TokenEmbeddings[NDArray[np.floating]]
+Scores = NDArray[np.floating]
+
+TOLERANCE = 1e-6
+"""Of float32 scores: relative above 1, absolute below."""
 
 
-def eager(queries: Embeddings, documents: Embeddings, dtype: torch.dtype | None = None) -> np.ndarray:
-    q, d = (torch.from_numpy(np.array(side.tokens)) for side in (queries, documents))
-    if dtype is not None:
-        q, d = q.to(dtype), d.to(dtype)
-    return kernels.maxsim_all_pairs(q, queries.offsets, d, documents.offsets).numpy()
+@frozen
+class Implementation:
+    """One way to compute MaxSim, from NumPy to NumPy."""
+
+    all_pairs: Callable[[Embeddings, Embeddings], Scores]
+    grouped: Callable[[Embeddings, Embeddings, Offsets], Scores]
 
 
-FORMS = pytest.mark.parametrize("form", [reference.maxsim, eager], ids=["reference", "eager"])
-EXACT = st.sampled_from(["dyadic", "repeated", "opposed"])
-pairs = query_document_embeddings()
-exact_pairs = EXACT.flatmap(lambda values: query_document_embeddings(values=values))
+def eager(dtype: torch.dtype) -> Implementation:
+    def tensor(embeddings: Embeddings) -> torch.Tensor:
+        return torch.from_numpy(np.array(embeddings.tokens)).to(dtype)
+
+    def all_pairs(queries: Embeddings, documents: Embeddings) -> Scores:
+        return kernels.maxsim_all_pairs(tensor(queries), queries.offsets, tensor(documents), documents.offsets).numpy()
+
+    def grouped(queries: Embeddings, documents: Embeddings, groups: Offsets) -> Scores:
+        return kernels.maxsim_grouped(
+            tensor(queries), queries.offsets, tensor(documents), documents.offsets, groups
+        ).numpy()
+
+    return Implementation(all_pairs, grouped)
 
 
-def close(left: np.ndarray, right: np.ndarray, scale: float = 1e-6) -> bool:
-    """Equal infinities; elsewhere within `scale`, relative above 1."""
-    return left.shape == right.shape and bool(np.allclose(left, right, rtol=scale, atol=scale * 8))
+IMPLEMENTATIONS: dict[str, tuple[Implementation, strategies.Precision]] = {
+    "reference": (Implementation(reference.maxsim, reference.maxsim_grouped), "float32"),
+    "eager float32": (eager(torch.float32), "float32"),
+    "eager float16": (eager(torch.float16), "float16"),
+    "eager bfloat16": (eager(torch.bfloat16), "bfloat16"),
+}
+
+every_implementation = pytest.mark.parametrize("name", IMPLEMENTATIONS)
 
 
-def ranked(scores: np.ndarray, first: int = 0, k: int | None = None) -> Ranking:
-    return Ranking.from_scores([DocumentId(str(first + column)) for column in range(len(scores))], scores, k)
+def pairs(precision: strategies.Precision, **bounds: Any) -> st.SearchStrategy[tuple[Embeddings, Embeddings]]:
+    return strategies.query_document_embeddings(precision=precision, **bounds)
 
 
-@FORMS
-@given(pair=pairs)
-def test_a_score_does_not_depend_on_its_neighbours(form: AllPairs, pair: tuple[Embeddings, Embeddings]) -> None:
-    queries, documents = pair
-    together = form(queries, documents)
-    for i, j in np.ndindex(together.shape):
-        assert close(form(queries.span(i, i + 1), documents.span(j, j + 1)), together[i : i + 1, j : j + 1])
+def exact_pairs(precision: strategies.Precision, **bounds: Any) -> st.SearchStrategy[tuple[Embeddings, Embeddings]]:
+    return st.sampled_from(("dyadic", "repeated", "opposed")).flatmap(
+        lambda values: pairs(precision, values=values, **bounds)
+    )
 
 
-@FORMS
-@given(pair=exact_pairs, random=st.randoms(use_true_random=False))
-def test_permuted_documents_have_permuted_scores(
-    form: AllPairs, pair: tuple[Embeddings, Embeddings], random: Any
-) -> None:
-    queries, documents = pair
-    order = list(range(len(documents)))
-    random.shuffle(order)
-    tokens = [documents[j] for j in order]
-    permuted = TokenEmbeddings(np.concatenate([documents.tokens[:0], *tokens]), offsets_of(list(map(len, tokens))))
-    np.testing.assert_array_equal(form(queries, permuted), form(queries, documents)[:, order])
+def close(found: Scores, expected: Scores) -> bool:
+    return found.shape == expected.shape and np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@FORMS
-@given(pair=exact_pairs, data=st.data())
-def test_a_token_that_is_there_twice_changes_nothing(
-    form: AllPairs, pair: tuple[Embeddings, Embeddings], data: Any
-) -> None:
-    queries, documents = pair
-    assume(len(documents.tokens))
-    token = data.draw(st.integers(0, len(documents.tokens) - 1))
+def chosen(embeddings: Embeddings, items: list[int]) -> Embeddings:
+    parts = [embeddings.tokens[:0], *(embeddings[item] for item in items)]
+    return TokenEmbeddings(np.concatenate(parts), offsets_of(embeddings.lengths[items]))
+
+
+def with_token(embeddings: Embeddings, item: int, token: NDArray[np.floating]) -> Embeddings:
+    lengths = embeddings.lengths
+    lengths[item] += 1
+    return TokenEmbeddings(
+        np.insert(embeddings.tokens, embeddings.offsets[item + 1], token, axis=0), offsets_of(lengths)
+    )
+
+
+@every_implementation
+@given(st.data())
+def test_scores_are_those_of_the_reference(name: str, data: Any) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(pairs(precision))
+    wide = (TokenEmbeddings(each.tokens.astype(np.float64), each.offsets) for each in (queries, documents))
+    found = implementation.all_pairs(queries, documents)
+    assert found.dtype == np.float32
+    assert close(found, reference.maxsim(*wide))
+
+
+@every_implementation
+@given(st.data())
+def test_exact_values_have_exact_scores(name: str, data: Any) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(exact_pairs(precision))
+    expected = [
+        [sum(max((float(q @ d) for d in document), default=-np.inf) for q in query) for document in documents]
+        for query in (tokens.astype(np.float64) for tokens in queries)
+    ]
+    found = implementation.all_pairs(queries, documents)
+    assert np.array_equal(found, np.reshape(expected, (len(queries), len(documents))))
+
+
+@every_implementation
+@given(st.data())
+def test_a_score_does_not_depend_on_its_neighbours(name: str, data: Any) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(pairs(precision, queries=(1, 3), documents=(1, 5)))
+    together = implementation.all_pairs(queries, documents)
+    i, j = data.draw(st.integers(0, len(queries) - 1)), data.draw(st.integers(0, len(documents) - 1))
+    assert close(
+        implementation.all_pairs(queries.span(i, i + 1), documents.span(j, j + 1)), together[i : i + 1, j : j + 1]
+    )
+    assert close(implementation.all_pairs(queries.span(i, i + 1), documents), together[i : i + 1])
+    assert close(implementation.all_pairs(queries, documents.span(j, j + 1)), together[:, j : j + 1])
+
+
+@every_implementation
+@given(st.data())
+def test_masked_tokens_are_absent(name: str, data: Any) -> None:
+    """An arbitrary mask: what is left scores as if nothing else had been there, and never as zero."""
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(pairs(precision))
+    left, right = data.draw(strategies.keep_masks(queries)), data.draw(strategies.keep_masks(documents))
+    kept = [reference.keep(queries, left), reference.keep(documents, right)]
+    best = np.full((len(queries), len(documents)), -np.inf)
+    for i, j in np.ndindex(best.shape):
+        own_left = left[queries.offsets[i] : queries.offsets[i + 1]]
+        own_right = right[documents.offsets[j] : documents.offsets[j + 1]]
+        products = queries[i].astype(np.float64) @ documents[j].astype(np.float64).T
+        masked = np.where(own_right[None, :], products, -np.inf)
+        best[i, j] = masked.max(axis=1, initial=-np.inf)[own_left].sum()
+    assert close(implementation.all_pairs(*kept), best)
+
+
+@every_implementation
+@given(st.data(), st.randoms(use_true_random=False))
+def test_permuted_items_have_permuted_scores(name: str, data: Any, random: Any) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(exact_pairs(precision))
+    rows, columns = list(range(len(queries))), list(range(len(documents)))
+    random.shuffle(rows)
+    random.shuffle(columns)
+    permuted = implementation.all_pairs(chosen(queries, rows), chosen(documents, columns))
+    assert np.array_equal(permuted, implementation.all_pairs(queries, documents)[rows][:, columns])
+
+
+@every_implementation
+@given(st.data(), st.integers(0))
+def test_a_token_given_twice_changes_nothing(name: str, data: Any, which: int) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(exact_pairs(precision))
+    assume(len(documents.tokens) > 0)
+    token = which % len(documents.tokens)
     item = int(np.searchsorted(documents.offsets, token, side="right")) - 1
-    doubled = TokenEmbeddings(
-        np.insert(documents.tokens, token, documents.tokens[token], axis=0),
-        offsets_of(documents.lengths + (np.arange(len(documents)) == item)),
-    )
-    np.testing.assert_array_equal(form(queries, doubled), form(queries, documents))
+    doubled = with_token(documents, item, documents.tokens[token])
+    assert np.array_equal(implementation.all_pairs(queries, doubled), implementation.all_pairs(queries, documents))
 
 
-@FORMS
-@given(pair=exact_pairs, data=st.data())
-def test_an_added_token_never_lowers_a_score(form: AllPairs, pair: tuple[Embeddings, Embeddings], data: Any) -> None:
-    queries, documents = pair
-    assume(len(documents))
-    item = data.draw(st.integers(0, len(documents) - 1))
-    eighths = data.draw(st.lists(st.integers(-8, 8), min_size=documents.dimension, max_size=documents.dimension))
-    longer = TokenEmbeddings(
-        np.insert(documents.tokens, documents.offsets[item], np.array(eighths) / 8, axis=0),
-        offsets_of(documents.lengths + (np.arange(len(documents)) == item)),
-    )
-    assert np.all(form(queries, longer) >= form(queries, documents))
+@every_implementation
+@given(st.data(), st.integers(0))
+def test_another_token_never_lowers_a_score(name: str, data: Any, which: int) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(exact_pairs(precision, documents=(1, 5)))
+    (token,) = data.draw(strategies.tokens(1, documents.dimension, values="dyadic", precision=precision))
+    item = which % len(documents)
+    before = implementation.all_pairs(queries, documents)
+    after = implementation.all_pairs(queries, with_token(documents, item, token))
+    assert np.all(after >= before)
+    assert np.array_equal(np.delete(after, item, axis=1), np.delete(before, item, axis=1))
 
 
-@FORMS
-@given(pair=exact_pairs, data=st.data(), k=st.integers(1, 8))
-def test_a_corpus_in_parts_is_the_corpus_whole(
-    form: AllPairs, pair: tuple[Embeddings, Embeddings], data: Any, k: int
-) -> None:
-    queries, documents = pair
-    cut = data.draw(st.integers(0, len(documents)))
-    parts = [(0, documents.span(0, cut)), (cut, documents.span(cut, len(documents)))]
-    whole = form(queries, documents)
-    for i, scores in enumerate(whole):
-        best = [ranked(form(queries, part)[i], first, k) for first, part in parts]
-        assert merge(best, k) == ranked(scores, k=k)
+@every_implementation
+@given(st.data(), st.integers(0, 6), st.integers(1, 7))
+def test_a_split_corpus_is_the_whole_corpus(name: str, data: Any, cut: int, k: int) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(exact_pairs(precision))
+    cut = min(cut, len(documents))
+    ids = [f"d{row}" for row in range(len(documents))][::-1]
+    whole = implementation.all_pairs(queries, documents)
+    left = implementation.all_pairs(queries, documents.span(0, cut))
+    right = implementation.all_pairs(queries, documents.span(cut, len(documents)))
+    assert np.array_equal(np.concatenate([left, right], axis=1), whole)
+    for one, other, both in zip(left, right, whole, strict=True):
+        parts = [Ranking.from_scores(ids[:cut], one, k), Ranking.from_scores(ids[cut:], other, k)]
+        assert merge(parts, k) == Ranking.from_scores(ids, both, k)
 
 
-@FORMS
-@given(pair=exact_pairs, k=st.integers(1, 8))
-def test_k_hits_are_a_prefix_of_one_more(form: AllPairs, pair: tuple[Embeddings, Embeddings], k: int) -> None:
-    for scores in form(*pair):
-        assert ranked(scores, k=k + 1).truncate(k) == ranked(scores, k=k)
+@every_implementation
+@given(st.data())
+def test_k_hits_are_a_prefix_of_k_plus_one(name: str, data: Any) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents = data.draw(pairs(precision))
+    ids = [f"d{row}" for row in range(len(documents))]
+    for scores in implementation.all_pairs(queries, documents):
+        rankings = [Ranking.from_scores(ids, scores, k) for k in range(1, len(ids) + 2)]
+        assert all(more.truncate(len(fewer) or 1) == fewer for fewer, more in pairwise(rankings))
 
 
-@FORMS
-@given(pair=pairs)
-def test_an_empty_document_scores_minus_infinity_and_an_empty_query_nothing(
-    form: AllPairs, pair: tuple[Embeddings, Embeddings]
-) -> None:
-    queries, documents = pair
-    scores = form(queries, documents)
-    assert np.all(scores[queries.lengths == 0] == 0)
-    assert np.all(scores[queries.lengths > 0][:, documents.lengths == 0] == -np.inf)
-    assert np.all(np.isfinite(scores[:, documents.lengths > 0]))
-
-
-@given(pair=exact_pairs)
-def test_eager_is_the_reference_to_the_last_bit_where_sums_are_exact(pair: tuple[Embeddings, Embeddings]) -> None:
-    np.testing.assert_array_equal(eager(*pair), reference.maxsim(*pair))
-
-
-@pytest.mark.parametrize(
-    ("precision", "dtype"),
-    [("float32", torch.float32), ("float16", torch.float16), ("bfloat16", torch.bfloat16)],
-)
-@given(data=st.data())
-def test_eager_is_the_reference_in_every_precision_under_any_mask(
-    precision: Any, dtype: torch.dtype, data: Any
-) -> None:
-    """Masks with holes: a masked token is absent, wherever it stands. The tolerance is float32's for all of them."""
-    queries, documents = data.draw(query_document_embeddings(precision=precision))
-    queries, documents = (reference.keep(side, data.draw(keep_masks(side))) for side in (queries, documents))
-    assert close(eager(queries, documents, dtype), reference.maxsim(queries, documents).astype(np.float32))
-
-
-@given(drawn=grouped_embeddings())
-def test_grouped_scores_are_those_of_all_pairs(drawn: tuple[Embeddings, Embeddings, np.ndarray]) -> None:
-    queries, documents, groups = drawn
-    q, d = (torch.from_numpy(np.array(side.tokens)) for side in (queries, documents))
-    grouped = kernels.maxsim_grouped(q, queries.offsets, d, documents.offsets, groups).numpy()
+@every_implementation
+@given(st.data())
+def test_grouped_scores_are_pairs_of_all_pairs(name: str, data: Any) -> None:
+    implementation, precision = IMPLEMENTATIONS[name]
+    queries, documents, groups = data.draw(strategies.grouped_embeddings(precision=precision))
     owners = np.repeat(np.arange(len(queries)), np.diff(groups))
-    assert close(grouped, eager(queries, documents)[owners, np.arange(len(documents))])
-    assert close(grouped, reference.maxsim_grouped(queries, documents, groups))
+    expected = implementation.all_pairs(queries, documents)[owners, np.arange(len(documents))]
+    found = implementation.grouped(queries, documents, groups)
+    assert found.dtype == np.float32
+    assert close(found, expected)
 
 
-@pytest.mark.deep
-@given(seed=st.integers(0, 2**32 - 1))
-def test_large_odd_shapes_cross_chunks(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    queries = TokenEmbeddings(generator.standard_normal((71, 33), np.float32), offsets_of([1, 0, 37, 33]))
-    lengths = [*generator.integers(0, 400, 30), 9_001, *generator.integers(0, 400, 30)]
-    documents = TokenEmbeddings(generator.standard_normal((sum(lengths), 33), np.float32), offsets_of(lengths))
-    expected = reference.maxsim(queries, documents)
-    np.testing.assert_allclose(eager(queries, documents), expected, rtol=1e-5, atol=1e-4)
+@every_implementation
+@pytest.mark.parametrize("documents", [[], [0], [0, 0, 0], [0, 1, 0], [1, 1, 1], [3, 0]])
+@pytest.mark.parametrize("queries", [[], [0], [0, 2, 0], [1]])
+def test_empty_queries_score_zero_and_empty_documents_minus_infinity(
+    name: str, queries: list[int], documents: list[int]
+) -> None:
+    implementation, _ = IMPLEMENTATIONS[name]
+    left, right = (
+        TokenEmbeddings(np.full((sum(lengths), 3), value, np.float32), offsets_of(lengths))
+        for lengths, value in ((queries, 1.0), (documents, -0.5))
+    )
+    expected = [[-1.5 * q if d else (-np.inf if q else 0) for d in documents] for q in queries]
+    found = implementation.all_pairs(left, right)
+    assert np.array_equal(found, np.reshape(expected, (len(queries), len(documents))))
+
+
+@given(st.sampled_from(("dyadic", "repeated")).flatmap(lambda values: pairs("float32", values=values)))
+def test_the_first_of_equal_tokens_wins(pair: tuple[Embeddings, Embeddings]) -> None:
+    queries, documents = pair
+    winners = reference.argmax(queries, documents)
+    for i, j in np.ndindex(len(queries), len(documents)):
+        best, indices = kernels.maxsim_winners(torch.tensor(queries[i]), torch.tensor(documents[j]))
+        own = slice(queries.offsets[i], queries.offsets[i + 1])
+        assert np.array_equal(indices.numpy(), winners[own, j])
+        alone = reference.maxsim(queries.span(i, i + 1), documents.span(j, j + 1))
+        assert np.float32(best.sum()) == alone[0, 0]

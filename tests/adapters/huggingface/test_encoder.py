@@ -122,6 +122,14 @@ def test_a_trained_model_gives_what_a_plain_loop_gives(tiny_model: Path) -> None
         torch.testing.assert_close(item, unit(alone(model, tokenizer(text)["input_ids"])), rtol=0, atol=1e-5)
 
 
+def test_without_normalising_the_rows_are_the_models_own(
+    make: Make, tokenizers: Tokenizers, transformers: Models
+) -> None:
+    ids = tokenizers["bert"]("the fox")["input_ids"]
+    rows = make(normalise=False).encode_documents(documents(["the fox", "a"]))[0]
+    torch.testing.assert_close(rows, alone(transformers["bert"], ids), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("attend", [False, True])
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "mpnet", "modernbert"])
 def test_expanded_queries_get_what_the_model_gives_them_alone(

@@ -128,8 +128,7 @@ class RecipeTokeniser:
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             prompted = [frame.prompt + text for text in texts[first : first + TEXTS_AT_ONCE]]
             parts.append(_cut(encode(prompted, add_special_tokens=False), frame.room, first, spans=spans))
-        contents = _joined(parts)
-        return contents.in_text(texts, len(frame.prompt)) if spans else contents
+        return _joined(parts).after_prompt(len(frame.prompt))
 
 
 def resolve_skiplist(tokenizer: Tokenizer, words: Sequence[str], unknown_id: int | None) -> NDArray[np.int64]:
@@ -210,10 +209,9 @@ class _Contents:
         nothing = np.zeros(0, dtype=np.int64)
         return cls(nothing, nothing, nothing, nothing.reshape(0, 2))
 
-    def in_text(self, texts: Sequence[str], prompt_length: int) -> _Contents:
+    def after_prompt(self, length: int) -> _Contents:
         """Spans counted from the text's first character; those of the prompt shrink to nothing."""
-        ends = np.repeat(np.fromiter(map(len, texts), np.int64, len(texts)), self.counts)[:, None]
-        return _Contents(self.token_ids, self.counts, self.truncated, np.clip(self.spans - prompt_length, 0, ends))
+        return _Contents(self.token_ids, self.counts, self.truncated, np.maximum(self.spans - length, 0))
 
 
 @frozen(eq=False)

@@ -51,22 +51,23 @@ class EncoderContract(Conversions[A]):
         """The encoder, ready to use."""
         raise NotImplementedError
 
-    def encode_queries(self, texts: Sequence[str]) -> Embeddings:
+    def encode_queries(self, texts: Sequence[str], encoder: Encoder[A] | None = None) -> Embeddings:
         """Queries of these texts; texts that are too long are another check's business."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncatedTextWarning)
-            return self.read(self.make_encoder().encode_queries([Query(text) for text in texts]))
+            return self.read((encoder or self.make_encoder()).encode_queries([Query(text) for text in texts]))
 
-    def encode_documents(self, texts: Sequence[str]) -> Embeddings:
+    def encode_documents(self, texts: Sequence[str], encoder: Encoder[A] | None = None) -> Embeddings:
         """Documents of these texts; texts that are too long are another check's business."""
         documents = [Document(DocumentId(f"d{row}"), text) for row, text in enumerate(texts)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncatedTextWarning)
-            return self.read(self.make_encoder().encode_documents(documents))
+            return self.read((encoder or self.make_encoder()).encode_documents(documents))
 
     def encode_both(self, texts: Sequence[str]) -> tuple[Embeddings, Embeddings]:
-        """The texts as queries and as documents."""
-        return self.encode_queries(texts), self.encode_documents(texts)
+        """The texts as queries and as documents of one encoder."""
+        encoder = self.make_encoder()
+        return self.encode_queries(texts, encoder), self.encode_documents(texts, encoder)
 
     def test_there_is_an_item_for_every_text(self) -> None:
         for embeddings in self.encode_both(_TEXTS):
