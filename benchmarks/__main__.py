@@ -26,7 +26,7 @@ def main() -> int:
     if not arguments.dry:
         print(f"rows appended to {bench.append_results()}")
     print(table)
-    if os.environ.get("STRICT") and not all_met:
+    if os.environ.get("STRICT", "") not in ("", "0") and not all_met:
         print("a figure is short")
         return 1
     return 0

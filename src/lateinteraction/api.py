@@ -9,7 +9,7 @@ Each object leads to the next level: `model.encoder`, `index.retriever`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast, overload
@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, TypeVar, cast, overload
 from attrs import frozen
 
 from lateinteraction import wiring
-from lateinteraction.domain.errors import InvalidText
+from lateinteraction.domain.errors import InvalidIdentifier, InvalidText, shown
 from lateinteraction.domain.explanation import Explanation
-from lateinteraction.domain.filters import Filter, filter_from_json
+from lateinteraction.domain.filters import Filter, check_filter, filter_from_json
 from lateinteraction.domain.ports import AddReport, OnDuplicate, Progress
 from lateinteraction.domain.ranking import Ranking, Score
-from lateinteraction.domain.text import Document, DocumentId, Metadata, Query
+from lateinteraction.domain.text import Document, DocumentId, Metadata, Query, check_new
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lateinteraction.adapters.flat import FlatIndex
     from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
     from lateinteraction.application.retrieval import Retriever
     from lateinteraction.domain.embeddings import TokenEmbeddings
@@ -83,11 +82,11 @@ class Model:
 
     def encode_documents(self, documents: Documents) -> TokenEmbeddings[Tensor]:
         """Token embeddings of documents, packed."""
-        return self.encoder.encode_documents(_documents(documents))
+        return self.encoder.encode_documents(_documents(documents, count()))
 
     def rerank(self, query: str | Query, documents: Documents, k: int | None = None) -> list[Result]:
         """The documents in falling order of score with the query; texts without ids get "0", "1", …"""
-        coerced = _documents(documents)
+        coerced = _documents(documents, count())
         return _results(self._reranker.rank(_query(query), coerced, k), coerced)
 
     def explain(self, query: str | Query, document: str | Document) -> Explanation:
@@ -97,12 +96,13 @@ class Model:
 
 
 class Index:
-    """Documents to search exactly, in memory."""
+    """Documents to search exactly, in memory. Safe to use from several threads."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self._store = wiring.memory_index()
         self.retriever: Retriever[Tensor] = wiring.retriever(model.encoder, self._store)
+        self._numbers = count()
 
     def __len__(self) -> int:
         return len(self._store)
@@ -113,17 +113,20 @@ class Index:
     def add(self, documents: Documents, *, on_duplicate: OnDuplicate = "error") -> AddReport:
         """Add texts, a mapping from id to text, or `Document`s: all of them, or on an error none.
 
-        Texts without ids get the lowest numbers that are not ids yet: "0", "1", …
+        Texts without ids are numbered: "0", "1", …, leaving out what is an id already. No number is given twice.
 
         Raises:
             DuplicateDocument: an id twice, or one already there and on_duplicate is "error".
         """
-        return self.retriever.add(_documents(documents, taken=self._store), on_duplicate=on_duplicate)
+        named = _documents(documents, self._numbers, self._store)
+        if on_duplicate == "error":  # said again by the index; here it costs no encoding
+            check_new((document.id for document in named), self._store)
+        return self.retriever.add(named, on_duplicate=on_duplicate)
 
     def remove(self, which: Sequence[str] | Where) -> int:
         """Remove documents by ids or by filter; how many."""
         if isinstance(which, (str, Sequence)):
-            return self.retriever.remove([DocumentId(str(identifier)) for identifier in _items(which, "ids")])
+            return self.retriever.remove(_ids(which, "ids"))
         return self.retriever.remove(_filter(which))
 
     @overload
@@ -154,13 +157,14 @@ class Index:
             candidates: only these ids; none of them gives no results.
         """
         queries = [query] if isinstance(query, (str, Query)) else _items(query, "queries")
-        rankings = self.retriever.search(
+        snapshot = self._store.snapshot()  # rankings and texts of one moment, whoever writes meanwhile
+        rankings = wiring.searcher(self.model.encoder, snapshot).search(
             [_query(one) for one in queries],
             k,
             where=None if where is None else _filter(where),
-            candidates=None if candidates is None else [DocumentId(one) for one in _items(candidates, "candidates")],
+            candidates=None if candidates is None else _ids(candidates, "candidates"),
         )
-        found = [_results(ranking, self._store.get(ranking.documents)) for ranking in rankings]
+        found = [_results(ranking, snapshot.get(ranking.documents)) for ranking in rankings]
         return found[0] if isinstance(query, (str, Query)) else found
 
     def explain(self, query: str | Query, identifier: str) -> Explanation:
@@ -173,7 +177,17 @@ def _query(query: str | Query) -> Query:
 
 
 def _filter(where: Where) -> Filter:
-    return filter_from_json(where) if isinstance(where, Mapping) else where
+    if isinstance(where, Mapping):
+        return filter_from_json(where)
+    check_filter(where)
+    return where
+
+
+def _ids(given: Sequence[str], what: str) -> list[DocumentId]:
+    for identifier in _items(given, what):
+        if not isinstance(cast("object", identifier), str):
+            raise InvalidIdentifier(f"{shown(identifier)} among the {what}", "ids, which are str", "Convert it first.")
+    return [DocumentId(identifier) for identifier in given]
 
 
 def _items(given: Sequence[T], what: str) -> Sequence[T]:
@@ -183,13 +197,14 @@ def _items(given: Sequence[T], what: str) -> Sequence[T]:
     return given
 
 
-def _documents(documents: Documents, taken: FlatIndex | frozenset[str] = frozenset()) -> list[Document]:
+def _documents(documents: Documents, numbers: Iterator[int], taken: Container[str] = ()) -> list[Document]:
+    """Documents as such; what has no id gets the next number that no other document has."""
     if isinstance(documents, Mapping):
         return [Document(DocumentId(identifier), text) for identifier, text in documents.items()]
-    free = (DocumentId(number) for number in map(str, count()) if number not in taken)
-    return [
-        item if isinstance(item, Document) else Document(next(free), item) for item in _items(documents, "documents")
-    ]
+    given = _items(documents, "documents")
+    named = {item.id for item in given if isinstance(item, Document)}
+    free = (DocumentId(number) for number in map(str, numbers) if number not in taken and number not in named)
+    return [item if isinstance(item, Document) else Document(next(free), item) for item in given]
 
 
 def _results(ranking: Ranking, documents: Sequence[Document]) -> list[Result]:

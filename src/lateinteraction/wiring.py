@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from lateinteraction.adapters.bm25 import Bm25Ranker
     from lateinteraction.adapters.files import Passages
-    from lateinteraction.adapters.flat import FlatIndex
+    from lateinteraction.adapters.flat import FlatIndex, FlatSnapshot
+    from lateinteraction.adapters.huggingface.default_model import DefaultModel
     from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
     from lateinteraction.application.explanation import Explainer
-    from lateinteraction.application.retrieval import Reranker, Retriever
+    from lateinteraction.application.retrieval import Reranker, Retriever, Searcher
     from lateinteraction.domain.evaluation import EvaluationSet
 
 
@@ -58,6 +59,13 @@ def retriever(encoder: HuggingFaceEncoder, index: FlatIndex) -> Retriever[Tensor
     from lateinteraction.application.retrieval import Retriever
 
     return Retriever(encoder, index)
+
+
+def searcher(encoder: HuggingFaceEncoder, snapshot: FlatSnapshot) -> Searcher[Tensor]:
+    """Search with an encoder over a state of an index."""
+    from lateinteraction.application.retrieval import Searcher
+
+    return Searcher(encoder, snapshot)
 
 
 def memory_index() -> FlatIndex:
@@ -115,7 +123,8 @@ def baselines(
     tokens, vectors = memory_index(), memory_index()
     tokens.add(documents, normalised(embeddings))
     vectors.add(documents, mean_pooled(embeddings))
-    return Baselines(Retriever(unit, tokens), Retriever(MeanPooledEncoder(raw), vectors), lexical, explainer(unit))
+    pooled = Retriever(MeanPooledEncoder(raw), vectors)
+    return Baselines(retriever(unit, tokens), pooled, lexical, explainer(unit))
 
 
 def passages(paths: Sequence[str | Path]) -> Passages:
@@ -140,7 +149,7 @@ def standard_library_functions(documents: int, queries: int) -> EvaluationSet:
 
 
 def diagnose(device: str = "auto") -> dict[str, object]:
-    """What `doctor` shows: versions, devices, chosen kernels and why, the default model, extras; None for what is missing."""
+    """What `doctor` shows: versions, devices, chosen kernels and why, the model, extras; None for what is missing."""
     from lateinteraction.adapters.huggingface.default_model import HUB_NAME, describe_default_model
     from lateinteraction.adapters.neural.diagnosis import describe_devices
 
@@ -153,9 +162,15 @@ def diagnose(device: str = "auto") -> dict[str, object]:
         "default_model": {
             "name": HUB_NAME,
             "folder": None if model.folder is None else str(model.folder),
-            "weights": "as published" if model.usable_offline else f"not as published: sha256 {model.digest}",
+            "weights": _weights(model),
         },
     }
+
+
+def _weights(model: DefaultModel) -> str:
+    if model.digest is None:
+        return "not installed" if model.folder is None else "not readable"
+    return "as published" if model.usable_offline else f"not as published: sha256 {model.digest}"
 
 
 def _version(package: str) -> str | None:

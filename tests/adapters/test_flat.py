@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lateinteraction.adapters.flat import FlatIndex
+from lateinteraction.adapters.neural.scorer import MaxSimScorer
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
-from lateinteraction.domain.errors import InvalidOption
+from lateinteraction.domain.errors import InvalidEmbeddings, InvalidFilter, InvalidOption
 from lateinteraction.domain.filters import Comparison
 from lateinteraction.domain.text import Document, DocumentId
 
@@ -36,7 +37,7 @@ def test_a_thousand_single_additions_leave_few_segments() -> None:
         add(index, number)
     assert len(index) == 1000
     assert index.ids() == tuple(str(number) for number in range(1000))
-    assert len(index._segments) <= 10
+    assert len(index.snapshot().segments) <= 10
     assert index.fetch([DocumentId("7"), DocumentId("503")]).tokens[:, 0].tolist() == [7.0] * 3 + [503.0] * 3
 
 
@@ -56,25 +57,83 @@ def test_an_id_is_in_the_index_or_not() -> None:
     assert "4" not in index
 
 
-def test_a_filter_copies_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    index = FlatIndex()
-    add(index, *range(1, 40, 2))
-    scored: list[TokenEmbeddings[torch.Tensor]] = []
-    matrix = index._scorer.matrix
+class Watching:
+    """MaxSim that remembers what it was asked to score."""
 
-    class Watching:
-        def matrix(
-            self, queries: TokenEmbeddings[torch.Tensor], documents: TokenEmbeddings[torch.Tensor]
-        ) -> torch.Tensor:
-            scored.append(documents)
-            return matrix(queries, documents)
+    def __init__(self) -> None:
+        self.scored: list[TokenEmbeddings[torch.Tensor]] = []
 
-    monkeypatch.setattr(index, "_scorer", Watching())
+    def matrix(self, queries: TokenEmbeddings[torch.Tensor], documents: TokenEmbeddings[torch.Tensor]) -> torch.Tensor:
+        self.scored.append(documents)
+        return MaxSimScorer().matrix(queries, documents)
+
+    def grouped(self, *_: object) -> torch.Tensor:
+        raise AssertionError("an index scores all pairs")
+
+
+def test_a_broad_filter_copies_no_tokens_and_a_scattered_one_costs_one_call() -> None:
+    watching = Watching()
+    index = FlatIndex(watching)
+    add(index, *range(1, 80, 2))
+    memory = index.snapshot().segments[0].embeddings.tokens.untyped_storage().data_ptr()
+    (ranking,) = index.search(embeddings([3]), 3, where=Comparison("number", ">=", 41))
+    assert ranking.documents == ("79", "77", "75")
+    assert [part.tokens.untyped_storage().data_ptr() for part in watching.scored] == [memory]
+    watching.scored.clear()
     (ranking,) = index.search(embeddings([3]), 3, where=Comparison("number", "in", [5, 7, 21]))
     assert ranking.documents == ("21", "7", "5")
-    memory = index._segments[0].embeddings.tokens.untyped_storage().data_ptr()
-    assert len(scored) == 2
-    assert {documents.tokens.untyped_storage().data_ptr() for documents in scored} == {memory}
+    assert [len(part) for part in watching.scored] == [3]
+
+
+def test_a_snapshot_stays_as_it_was() -> None:
+    index = FlatIndex()
+    add(index, 1, 2, 3)
+    before = index.snapshot()
+    index.remove([DocumentId("2")])
+    add(index, 7)
+    assert before.ids() == ("1", "2", "3")
+    assert "2" in before
+    assert len(before) == 3
+    assert set(before.search(embeddings([1]), 9)[0].documents) == {"1", "2", "3"}
+    assert [one.text for one in before.get([DocumentId("2")])] == ["text 2"]
+    assert before.fetch([DocumentId("3")]).lengths.tolist() == [3]
+
+
+def test_what_the_caller_does_with_a_tensor_later_is_no_write() -> None:
+    index, given = FlatIndex(), embeddings([3])
+    index.add([document(3)], given)
+    given.tokens.fill_(float("nan"))
+    assert index.search(embeddings([1]), 1)[0].scores.tolist() == [4.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_embeddings_are_floating_point_numbers(dtype: torch.dtype) -> None:
+    index = FlatIndex()
+    with pytest.raises(InvalidEmbeddings, match="floating-point"):
+        index.add([document(3)], TokenEmbeddings(torch.ones(3, 2).to(dtype), offsets_of([3])))
+    with pytest.raises(InvalidEmbeddings, match="floating-point"):
+        index.add([document(3)], TokenEmbeddings(np.ones((3, 2)), offsets_of([3])))  # pyright: ignore
+    assert len(index) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_precisions_can_be_mixed(dtype: torch.dtype) -> None:
+    index = FlatIndex()
+    add(index, 3)
+    wide = embeddings([7])
+    index.add([document(7)], TokenEmbeddings(wide.tokens.to(dtype), wide.offsets))
+    assert index.search(embeddings([1]), 2)[0].documents == ("7", "3")
+
+
+@pytest.mark.parametrize("where", ["number == 3", 5, {"field": "number"}])
+def test_what_is_no_filter_is_refused_before_there_is_anything_to_filter(where: object) -> None:
+    index = FlatIndex()
+    with pytest.raises(InvalidFilter):
+        index.search(embeddings([1]), 1, where=where)  # pyright: ignore[reportArgumentType]
+    with pytest.raises((InvalidFilter, InvalidOption)):
+        index.remove(where)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidOption, match="candidates"):
+        index.search(embeddings([1]), 1, candidates="17")
 
 
 def test_a_choice_about_duplicates_is_one_of_three() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lateinteraction.domain.errors import DuplicateDocument, InvalidIdentifier, InvalidText
+from lateinteraction.domain.errors import DuplicateDocument, InvalidIdentifier, InvalidText, shown
 from lateinteraction.domain.text import Document, DocumentId, Query, QueryId, check_distinct
 from lateinteraction.testing.strategies import documents, metadata, queries, texts
 
@@ -22,9 +22,9 @@ LONE_SURROGATES = ["\ud800", "text \udfff", "日本\udc80"]
 
 @pytest.mark.parametrize("text", NO_TEXTS)
 def test_a_text_is_a_str(text: Any) -> None:
-    with pytest.raises(InvalidText, match=f"text is a {type(text).__name__}"):
+    with pytest.raises(InvalidText, match=f"text is {shown(text)}"):
         Query(text)
-    with pytest.raises(InvalidText, match=f"text is a {type(text).__name__}"):
+    with pytest.raises(InvalidText, match=f"text is {shown(text)}"):
         Document(DocumentId("1"), text)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,48 @@ def test_the_recipe_can_be_changed_by_name(tiny_model: Path) -> None:
         li.load_model(tiny_model, recipe={"documant_length": 5})
 
 
+def test_threads_that_add_texts_without_ids_lose_none(model: li.Model) -> None:
+    index = li.Index(model)
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(lambda number: index.add([f"text {number}", f"again {number}"]), range(12)))
+    assert len(index) == 24
+    assert len({identifier for report in reports for identifier in report.added}) == 24
+
+
+def test_a_search_beside_a_writer_gives_texts_of_its_own_moment(model: li.Model) -> None:
+    index, stop = li.Index(model), threading.Event()
+    index.add({"stays": "a text that stays"})
+
+    def write() -> None:
+        while not stop.is_set():
+            index.add({"comes": "a text that comes and goes"})
+            index.remove(["comes"])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(30):
+            assert {"stays"} <= {result.id for result in index.search("a text")}
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_numbers_leave_out_ids_of_the_same_call(model: li.Model) -> None:
+    index = li.Index(model)
+    assert index.add([li.Document("0", "named"), "not named"]).added == ("0", "1")  # pyright: ignore
+    assert [result.id for result in model.rerank("x", [li.Document("0", "named"), "not named"])] != []  # pyright: ignore
+
+
+def test_an_empty_text_scores_minus_infinity_and_an_empty_query_nothing(model: li.Model) -> None:
+    index = li.Index(model)
+    assert index.add({"empty": "", "blank": " \n", "full": "text"}).empty == ("empty", "blank")
+    assert [result.id for result in index.search("anything at all")] == ["full", "blank", "empty"]
+    assert [result.score for result in index.search("anything")][1:] == [float("-inf")] * 2
+    assert [result.score for result in index.search("")] == [0.0] * 3
+    assert index.search("text", candidates=["empty"])[0].text == ""
+
+
 @pytest.mark.parametrize(
     ("mistake", "error"),
     [
@@ -137,11 +181,16 @@ def test_the_recipe_can_be_changed_by_name(tiny_model: Path) -> None:
         (lambda index: index.search(17), InvalidText),
         (lambda index: index.search("x", k=0), InvalidRanking),
         (lambda index: index.search("x", candidates="fr"), InvalidText),
+        (lambda index: index.search("x", candidates=[0]), InvalidIdentifier),
+        (lambda index: index.search("x", where="a == 1"), InvalidFilter),
+        (lambda index: index.remove([0]), InvalidIdentifier),
+        (lambda index: index.remove(5), InvalidFilter),
         (lambda index: index.search("x", where={"field": "a"}), InvalidFilter),
         (lambda index: index.remove("fr"), InvalidText),
         (lambda index: index.remove(["nobody"]), UnknownDocument),
         (lambda index: index.explain("x", "nobody"), UnknownDocument),
         (lambda index: li.load_model("/nowhere/at/all"), InvalidModel),
+        (lambda index: li.load_model(5), InvalidModel),
     ],
 )
 def test_a_mistake_is_one_clear_error_and_changes_nothing(

@@ -61,6 +61,33 @@ def test_sums_are_float32_whatever_comes_in(dtype: torch.dtype) -> None:
     assert float(scores[0, 0]) == 300.0
 
 
+def test_autocast_around_a_kernel_changes_nothing() -> None:
+    tokens = torch.nn.functional.normalize(torch.randn(300, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    offsets = np.array([0, 100, 300])
+    plain = kernels.maxsim_all_pairs(tokens, offsets, tokens, offsets)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kernels.maxsim_all_pairs(tokens, offsets, tokens, offsets), plain)
+        assert torch.equal(kernels.maxsim_grouped(tokens, offsets, tokens, offsets, offsets_of([1, 1])), plain.diag())
+        assert kernels.maxsim_winners(tokens, tokens)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("documents", [1, 2])
+def test_nan_gives_nan_whoever_the_neighbours_are(documents: int) -> None:
+    tokens = torch.ones(2 * documents, 3)
+    tokens[0] = torch.nan
+    scores = kernels.maxsim_all_pairs(torch.ones(1, 3), offsets_of([1]), tokens, offsets_of([2] * documents))
+    assert scores.isnan()[0].tolist() == [True, False][:documents]
+
+
+@pytest.mark.parametrize("wide", [0, 1])
+def test_precisions_can_be_mixed(wide: int) -> None:
+    sides = [torch.ones(2, 3), torch.ones(2, 3)]
+    sides[wide] = sides[wide].double()
+    scores = kernels.maxsim_all_pairs(sides[0], offsets_of([2]), sides[1], offsets_of([2]))
+    assert scores.dtype == torch.float64
+    assert scores.tolist() == [[6.0]]
+
+
 def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every similarity block stays within the budget, however many documents there are."""
     monkeypatch.setattr(eager, "SIMILARITIES_PER_CHUNK", 64)

@@ -55,6 +55,13 @@ class LosesEmptyTexts(Sound):
         return super().encode_queries([query for query in queries if query.text])
 
 
+class EncodesNothingAsSomething(Sound):
+    """What markers do that are put around a text whether or not there is one."""
+
+    def encode_documents(self, documents):
+        return super().encode_documents([evolve(each, text=each.text.strip() or "nothing") for each in documents])
+
+
 class HasNoWidthForNothing(Sound):
     def embedded(self, embeddings, texts):
         return embeddings if texts else TokenEmbeddings(np.zeros((0, 0), np.float32), embeddings.offsets)
@@ -211,12 +218,15 @@ def _normalised(tokens: np.ndarray) -> np.ndarray:
 
 FAULTS: dict[type[Sound], list[str]] = {
     LosesEmptyTexts: [
+        "a_text_without_tokens_is_an_empty_item",
         "a_trace_is_aligned_with_the_embeddings",
         "an_item_does_not_depend_on_the_others",
         "there_is_an_item_for_every_text",
     ],
+    EncodesNothingAsSomething: ["a_text_without_tokens_is_an_empty_item"],
     HasNoWidthForNothing: ["no_texts_give_no_items"],
     LeavesItemsSortedByLength: [
+        "a_text_without_tokens_is_an_empty_item",
         "a_short_text_does_not_depend_on_a_long_one",
         "a_trace_is_aligned_with_the_embeddings",
         "an_item_does_not_depend_on_the_others",

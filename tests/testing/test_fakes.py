@@ -104,6 +104,16 @@ def test_prefix_and_prompt_stand_in_front_and_have_no_characters() -> None:
     assert list(zip(trace.starts, trace.ends, strict=True)) == [(0, 0), (0, 0), (0, 0), (0, 4)]
 
 
+def test_marker_prompt_and_expansion_make_no_tokens_out_of_nothing() -> None:
+    encoder = HashEncoder(
+        EncodingRecipe(
+            query_length=8, query_prefix="[Q]", query_prompt="query: ", expansion="fixed", document_prefix="[D]"
+        )
+    )
+    assert encoder.encode_queries([Query(""), Query("late")]).lengths.tolist() == [0, 8]
+    assert encoder.encode_documents(documents_of(" ", "late")).lengths.tolist() == [0, 2]
+
+
 def test_tracing_does_not_warn_of_what_encoding_warned_of() -> None:
     trace = HashEncoder(EncodingRecipe(query_length=2)).trace_queries([Query("one two three")])
     assert trace.ends.tolist() == [3, 7]

@@ -13,20 +13,25 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 from torch import Tensor
 
 from lateinteraction.adapters.neural.scorer import MaxSimScorer
 from lateinteraction.adapters.neural.transfer import all_finite, to_device, to_host
-from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
-from lateinteraction.domain.errors import DuplicateDocument, InvalidEmbeddings, InvalidOption, UnknownDocument
-from lateinteraction.domain.filters import Filter, matches
+from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
+from lateinteraction.domain.errors import InvalidEmbeddings, InvalidOption, UnknownDocument
+from lateinteraction.domain.filters import Filter, check_filter, matches
 from lateinteraction.domain.ports import AddReport, OnDuplicate
 from lateinteraction.domain.ranking import Ranking, check_cutoff
-from lateinteraction.domain.text import Document, DocumentId, check_distinct
+from lateinteraction.domain.text import Document, DocumentId, check_distinct, check_new
 
 if TYPE_CHECKING:
     from lateinteraction.domain.ports import DocumentStore, EmbeddingStore, Index, Scorer
+
+
+DOCUMENTS_PER_VIEW = 4
+"""Runs of eligible documents shorter than this on average are gathered into one part: a call of the scorer costs about
+as much as copying so many documents of 100 tokens."""
 
 
 @frozen(eq=False)
@@ -42,6 +47,64 @@ class _Segment:
 
 
 @final
+@frozen(eq=False)
+class FlatSnapshot:
+    """A `FlatIndex` at one moment: rankings, texts and embeddings that belong together."""
+
+    segments: tuple[_Segment, ...] = field(repr=False)
+    scorer: Scorer[Tensor]
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+    def __contains__(self, identifier: object) -> bool:
+        return any(identifier in segment.rows for segment in self.segments)
+
+    def ids(self) -> tuple[DocumentId, ...]:
+        """The ids of all documents, in the order they were added."""
+        return tuple(document.id for segment in self.segments for document in segment.documents)
+
+    def search(
+        self,
+        queries: TokenEmbeddings[Tensor],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """The k best documents for each query, exactly. See `Index.search`."""
+        check_cutoff(k)
+        if where is not None:
+            check_filter(where)
+        if isinstance(candidates, str):
+            raise InvalidOption(f"candidates = {candidates!r}", "a sequence of ids", f"Write [{candidates!r}].")
+        if not all_finite(queries.tokens):
+            raise InvalidEmbeddings("query embeddings with NaN or infinity", "finite values", "Check the encoder.")
+        _check_width(self.segments, queries)
+        ids: list[DocumentId] = []
+        columns: list[Tensor] = []
+        for segment in self.segments:
+            for part in _eligible(segment, where, candidates):
+                ids.extend(document.id for document in part.documents)
+                columns.append(self.scorer.matrix(queries, part.embeddings))
+        if not columns:
+            return [Ranking((), ()) for _ in range(len(queries))]
+        return [Ranking.from_scores(ids, row, k) for row in to_host(torch.cat(columns, dim=1))]
+
+    def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[Tensor]:
+        """Embeddings of these documents, in this order."""
+        items = [segment.embeddings[row] for segment, row in (_place(self.segments, identifier) for identifier in ids)]
+        if not items:
+            width = self.segments[0].embeddings.dimension if self.segments else 0
+            return TokenEmbeddings(torch.empty((0, width)), offsets_of([]))
+        return TokenEmbeddings(torch.cat(items), offsets_of([len(item) for item in items]))
+
+    def get(self, ids: Sequence[DocumentId]) -> list[Document]:
+        """These documents, in this order."""
+        return [segment.documents[row] for segment, row in (_place(self.segments, identifier) for identifier in ids)]
+
+
+@final
 class FlatIndex:
     """An `Index`, `EmbeddingStore` and `DocumentStore` in memory.
 
@@ -52,19 +115,22 @@ class FlatIndex:
     """
 
     def __init__(self, scorer: Scorer[Tensor] | None = None) -> None:
-        self._scorer: Scorer[Tensor] = scorer or MaxSimScorer()
-        self._segments: tuple[_Segment, ...] = ()
+        self._state = FlatSnapshot((), scorer or MaxSimScorer())
         self._writer = threading.Lock()
 
     def __len__(self) -> int:
-        return sum(len(segment) for segment in self._segments)
+        return len(self._state)
 
     def __contains__(self, identifier: object) -> bool:
-        return any(identifier in segment.rows for segment in self._segments)
+        return identifier in self._state
+
+    def snapshot(self) -> FlatSnapshot:
+        """The index as it is now: later additions and removals do not reach it. Costs nothing."""
+        return self._state
 
     def ids(self) -> tuple[DocumentId, ...]:
         """The ids of all documents, in the order they were added."""
-        return tuple(document.id for segment in self._segments for document in segment.documents)
+        return self._state.ids()
 
     def add(
         self, documents: Sequence[Document], embeddings: TokenEmbeddings[Tensor], *, on_duplicate: OnDuplicate = "error"
@@ -79,22 +145,23 @@ class FlatIndex:
                 "Encode them together.",
             )
         check_distinct(document.id for document in documents)
-        _check_finite(embeddings, [document.id for document in documents])
-        incoming = _Segment(tuple(documents), TokenEmbeddings(embeddings.tokens.detach(), embeddings.offsets))
+        _check_values(embeddings, [document.id for document in documents])
+        own = embeddings.tokens.detach().clone()  # what the caller does with the tensor later is no write
+        incoming = _Segment(tuple(documents), TokenEmbeddings(own, embeddings.offsets))
         with self._writer:
-            _check_width(self._segments, embeddings)
+            segments = self._state.segments
+            _check_width(segments, embeddings)
             known = [document.id for document in documents if document.id in self]
-            if known and on_duplicate == "error":
-                raise DuplicateDocument(
-                    f"document {known[0]!r}, already in the index", "a new id", "Pass on_duplicate='skip' or 'replace'."
-                )
+            taken = frozenset(known)
+            if on_duplicate == "error":
+                check_new(known, taken)
             if on_duplicate == "skip":
-                incoming, staying = _without(incoming, known), self._segments
+                incoming, staying = _without(incoming, taken), segments
             else:
-                staying = tuple(_without(segment, known) for segment in self._segments)
-            self._segments = _folded([*staying, incoming])
+                staying = tuple(_without(segment, taken) for segment in segments)
+            self._state = evolve(self._state, segments=_folded([*staying, incoming]))
         return AddReport(
-            added=[document.id for document in documents if document.id not in frozenset(known)],
+            added=[document.id for document in documents if document.id not in taken],
             skipped=known if on_duplicate == "skip" else (),
             replaced=known if on_duplicate == "replace" else (),
             empty=[incoming.documents[row].id for row in np.flatnonzero(incoming.embeddings.lengths == 0)],
@@ -105,19 +172,21 @@ class FlatIndex:
         if isinstance(which, str):
             raise InvalidOption(f"the str {which!r}", "a sequence of ids or a filter", f"Write [{which!r}].")
         with self._writer:
+            segments = self._state.segments
             if isinstance(which, Sequence):
                 check_distinct(which)
                 for identifier in which:
-                    _place(self._segments, identifier)
-                gone = list(which)
+                    _place(segments, identifier)
+                gone = frozenset(which)
             else:
-                gone = [
+                check_filter(which)
+                gone = frozenset(
                     document.id
-                    for segment in self._segments
+                    for segment in segments
                     for document in segment.documents
                     if matches(which, document.metadata)
-                ]
-            self._segments = _folded([_without(segment, gone) for segment in self._segments])
+                )
+            self._state = evolve(self._state, segments=_folded(_without(segment, gone) for segment in segments))
         return len(gone)
 
     def search(
@@ -129,34 +198,15 @@ class FlatIndex:
         candidates: Sequence[DocumentId] | None = None,
     ) -> list[Ranking]:
         """The k best documents for each query, exactly. See `Index.search`."""
-        check_cutoff(k)
-        if not all_finite(queries.tokens):
-            raise InvalidEmbeddings("query embeddings with NaN or infinity", "finite values", "Check the encoder.")
-        segments = self._segments
-        _check_width(segments, queries)
-        ids: list[DocumentId] = []
-        columns: list[Tensor] = []
-        for segment in segments:
-            for first, last in _eligible_runs(segment, where, candidates):
-                ids.extend(document.id for document in segment.documents[first:last])
-                columns.append(self._scorer.matrix(queries, segment.embeddings.span(first, last)))
-        if not columns:
-            return [Ranking((), ()) for _ in range(len(queries))]
-        return [Ranking.from_scores(ids, row, k) for row in to_host(torch.cat(columns, dim=1))]
+        return self._state.search(queries, k, where=where, candidates=candidates)
 
     def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[Tensor]:
         """Embeddings of these documents, in this order."""
-        segments = self._segments
-        items = [segment.embeddings[row] for segment, row in (_place(segments, identifier) for identifier in ids)]
-        if not items:
-            width = segments[0].embeddings.dimension if segments else 0
-            return TokenEmbeddings(torch.empty((0, width)), offsets_of([]))
-        return TokenEmbeddings(torch.cat(items), offsets_of([len(item) for item in items]))
+        return self._state.fetch(ids)
 
     def get(self, ids: Sequence[DocumentId]) -> list[Document]:
         """These documents, in this order."""
-        segments = self._segments
-        return [segment.documents[row] for segment, row in (_place(segments, identifier) for identifier in ids)]
+        return self._state.get(ids)
 
 
 def _numbered(documents: Sequence[Document]) -> dict[DocumentId, int]:
@@ -181,23 +231,24 @@ def _check_width(segments: Sequence[_Segment], embeddings: TokenEmbeddings[Tenso
         )
 
 
-def _check_finite(embeddings: TokenEmbeddings[Tensor], ids: Sequence[DocumentId]) -> None:
-    if all_finite(embeddings.tokens):
-        return
-    item = next(i for i, tokens in enumerate(embeddings) if not all_finite(tokens))
-    raise InvalidEmbeddings(
-        f"NaN or infinity in the embeddings of document {ids[item]!r}",
-        "finite values",
-        "Check the encoder; drop the document.",
-    )
+def _check_values(embeddings: TokenEmbeddings[Tensor], ids: Sequence[DocumentId]) -> None:
+    if not isinstance(embeddings.tokens, Tensor) or not embeddings.tokens.is_floating_point():
+        raise InvalidEmbeddings(
+            f"embeddings as a {type(embeddings.tokens).__name__} of {embeddings.tokens.dtype}",
+            "a torch tensor of floating-point numbers",
+            "Convert with `adapters.neural.transfer.to_torch`.",
+        )
+    if not all_finite(embeddings.tokens):
+        item = next(i for i, tokens in enumerate(embeddings) if not all_finite(tokens))
+        raise InvalidEmbeddings(
+            f"NaN or infinity in the embeddings of document {ids[item]!r}",
+            "finite values",
+            "Check the encoder; drop the document.",
+        )
 
 
-def _without(segment: _Segment, gone: Sequence[DocumentId]) -> _Segment:
-    """The segment itself when none of its documents is gone, else a smaller copy."""
-    left = frozenset(gone)
-    rows = np.array([row for document, row in segment.rows.items() if document not in left], dtype=np.int64)
-    if len(rows) == len(segment):
-        return segment
+def _selected(segment: _Segment, rows: Offsets) -> _Segment:
+    """A segment of these rows, its tokens copied."""
     lengths, starts = segment.embeddings.lengths[rows], segment.embeddings.offsets[rows]
     offsets = offsets_of(lengths)
     token_rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -206,6 +257,14 @@ def _without(segment: _Segment, gone: Sequence[DocumentId]) -> _Segment:
         tuple(segment.documents[row] for row in rows),
         TokenEmbeddings(tokens.index_select(0, to_device(token_rows, tokens.device)), offsets),
     )
+
+
+def _without(segment: _Segment, gone: frozenset[DocumentId]) -> _Segment:
+    """The segment itself when none of its documents is gone, else a smaller copy."""
+    if not any(identifier in segment.rows for identifier in gone):
+        return segment
+    rows = [row for document, row in segment.rows.items() if document not in gone]
+    return _selected(segment, np.array(rows, dtype=np.int64))
 
 
 def _folded(segments: Iterable[_Segment]) -> tuple[_Segment, ...]:
@@ -234,10 +293,12 @@ def _joined(first: _Segment, second: _Segment) -> _Segment:
     )
 
 
-def _eligible_runs(
-    segment: _Segment, where: Filter | None, candidates: Sequence[DocumentId] | None
-) -> Iterator[tuple[int, int]]:
-    """Runs first … last−1 of rows that may be returned; scored as views, so that a filter copies no tokens."""
+def _eligible(segment: _Segment, where: Filter | None, candidates: Sequence[DocumentId] | None) -> Iterator[_Segment]:
+    """What may be returned. Runs of rows are views, so that a broad filter copies no tokens; scattered rows are copied,
+    because each part costs a call of the scorer."""
+    if where is None and candidates is None:
+        yield segment
+        return
     eligible = np.ones(len(segment), dtype=np.bool_)
     if candidates is not None:
         eligible[:] = False
@@ -245,8 +306,12 @@ def _eligible_runs(
     if where is not None:
         for row in np.flatnonzero(eligible):
             eligible[row] = matches(where, segment.documents[row].metadata)
-    edges = np.flatnonzero(np.diff(eligible, prepend=False, append=False))
-    return ((int(first), int(last)) for first, last in edges.reshape(-1, 2))
+    runs = np.flatnonzero(np.diff(eligible, prepend=False, append=False)).reshape(-1, 2)
+    if len(runs) * DOCUMENTS_PER_VIEW > np.count_nonzero(eligible):
+        yield _selected(segment, np.flatnonzero(eligible))
+        return
+    for first, last in runs:
+        yield _Segment(segment.documents[first:last], segment.embeddings.span(int(first), int(last)))
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import ast
 import hashlib
 import sysconfig
 import tokenize
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -159,9 +158,7 @@ def _functions_of(path: Path, module: str) -> Iterator[_Function]:
     try:
         with tokenize.open(path) as file:  # honours a declared encoding
             text = file.read()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of invalid escapes in source that is not ours
-            tree = ast.parse(text)
+        tree = ast.parse(text)
     except (OSError, SyntaxError, ValueError):  # templates and data that end in .py are no modules
         return
     lines = text.split("\n")

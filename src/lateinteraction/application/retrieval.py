@@ -7,18 +7,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Generic
+from typing import Generic, Protocol
 
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from lateinteraction.domain.embeddings import A, offsets_of
+from lateinteraction.domain.embeddings import A, TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import InvalidOption, InvalidRanking
 from lateinteraction.domain.filters import Filter
 from lateinteraction.domain.ports import AddReport, Encoder, Index, OnDuplicate, Scorer
 from lateinteraction.domain.ranking import Ranking, check_cutoff
-from lateinteraction.domain.text import Document, DocumentId, Query, check_distinct
+from lateinteraction.domain.text import Document, DocumentId, Query, check_documents
+
+
+class Searchable(Protocol[A]):
+    """The reading half of an `Index`; a snapshot of one is enough to search."""
+
+    def search(
+        self,
+        queries: TokenEmbeddings[A],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]: ...
+
+
+@frozen
+class Searcher(Generic[A]):
+    """Queries in, rankings out, over something that only reads."""
+
+    encoder: Encoder[A]
+    index: Searchable[A]
+
+    def search(
+        self,
+        queries: Sequence[Query],
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """The k best documents for each query."""
+        check_cutoff(k)
+        return self.index.search(self.encoder.encode_queries(queries), k, where=where, candidates=candidates)
 
 
 @frozen
@@ -30,14 +63,14 @@ class Retriever(Generic[A]):
 
     def add(self, documents: Sequence[Document], *, on_duplicate: OnDuplicate = "error") -> AddReport:
         """Encode documents and add them in one piece: all of them, or on an error none."""
-        check_distinct(document.id for document in documents)
+        check_documents(documents)
         return self.index.add(documents, self.encoder.encode_documents(documents), on_duplicate=on_duplicate)
 
     def add_stream(
         self, documents: Iterable[Document], *, on_duplicate: OnDuplicate = "error", documents_per_add: int = 1024
     ) -> AddReport:
         """Encode and add a stream that need not fit in memory, piece by piece; an error leaves whole pieces added."""
-        if documents_per_add < 1:
+        if not isinstance(documents_per_add, int) or documents_per_add < 1:
             raise InvalidOption(f"documents_per_add = {documents_per_add!r}", "at least 1", "1024 is the default.")
         stream = iter(documents)
         total = AddReport()
@@ -64,8 +97,7 @@ class Retriever(Generic[A]):
         candidates: Sequence[DocumentId] | None = None,
     ) -> list[Ranking]:
         """The k best documents for each query."""
-        check_cutoff(k)
-        return self.index.search(self.encoder.encode_queries(queries), k, where=where, candidates=candidates)
+        return Searcher(self.encoder, self.index).search(queries, k, where=where, candidates=candidates)
 
 
 @frozen
@@ -95,7 +127,7 @@ class Reranker(Generic[A]):
         if k is not None:
             check_cutoff(k)
         for own in documents:
-            check_distinct(document.id for document in own)
+            check_documents(own)
         groups = offsets_of([len(own) for own in documents])
         scores = self.to_host(
             self.scorer.grouped(

@@ -39,25 +39,31 @@ def offsets_of(lengths: ArrayLike) -> Offsets:
     Raises:
         InvalidEmbeddings: lengths that are no whole numbers.
     """
-    given = np.asarray(lengths)
-    if given.dtype.kind not in "iub" and given.size:
-        raise InvalidEmbeddings(f"lengths of dtype {given.dtype}", "whole numbers", "Count the tokens of each item.")
+    given = _integers(lengths, "iub", "Count the tokens of each item.")
+    if given.size and given.min() < 0:
+        raise InvalidEmbeddings(f"a length of {given.min()}", "lengths of at least 0", "Count the tokens of each item.")
     counts = given.astype(np.int64).reshape(-1)
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
 
 
+def _integers(values: ArrayLike, kinds: str, remedy: str) -> NDArray[Any]:
+    try:
+        given = np.asarray(values)
+    except ValueError as error:
+        raise InvalidEmbeddings("lists of different lengths", "whole numbers in one array", remedy) from error
+    if given.dtype.kind not in kinds and given.size:
+        raise InvalidEmbeddings(f"values of dtype {given.dtype}", "whole numbers", remedy)
+    return given
+
+
 def read_only_integers(values: ArrayLike) -> NDArray[np.int64]:
     """An int64 array that nobody can write to; copied unless it already is one, with its memory."""
-    given = np.asarray(values)
+    given = _integers(values, "iu", "Build offsets with `offsets_of(lengths)`.")
     memory = given if given.base is None else given.base
     if given.dtype == np.int64 and isinstance(memory, np.ndarray) and not memory.flags.writeable:
         return given
-    if given.dtype.kind not in "iu" and given.size:
-        raise InvalidEmbeddings(
-            f"offsets or positions of dtype {given.dtype}", "integers", "Build offsets with `offsets_of(lengths)`."
-        )
     copied = given.astype(np.int64)
     copied.flags.writeable = False
     return copied
@@ -93,9 +99,10 @@ class TokenEmbeddings(Generic[A]):
     offsets: Offsets = field(converter=read_only_integers)
 
     def __attrs_post_init__(self) -> None:
-        if len(self.tokens.shape) != 2:
+        shape = getattr(self.tokens, "shape", None)
+        if shape is None or len(shape) != 2:
             raise InvalidEmbeddings(
-                f"tokens of shape {tuple(self.tokens.shape)}",
+                f"tokens as a {type(self.tokens).__name__}" if shape is None else f"tokens of shape {tuple(shape)}",
                 "two dimensions: tokens × dimensions",
                 "Pack the items one after the other and give their offsets.",
             )

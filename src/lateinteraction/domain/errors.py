@@ -110,3 +110,12 @@ class ModelMismatch(InvalidModel):
 
 class TruncatedTextWarning(UserWarning):
     """Texts were longer than the recipe allows and were cut."""
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, and safe where what was sent is deep enough to exhaust `repr`."""
+    if isinstance(value, str):
+        return repr(value[:60])
+    if value is None or isinstance(value, (int, float, bool)):
+        return repr(value)[:60]
+    return f"a {type(value).__name__}"

@@ -178,6 +178,12 @@ def matches(where: Filter, metadata: Metadata) -> bool:
             raise _no_filter(where)
 
 
+def check_filter(where: object) -> None:
+    """Raise `InvalidFilter` unless this is a filter, before anything is done with it."""
+    if not isinstance(where, Filter):
+        raise _no_filter(where)
+
+
 def filter_from_json(given: Mapping[str, Any]) -> Filter:
     """The filter that this wire form stands for.
 

@@ -42,7 +42,8 @@ class Progress(Protocol):
 class Encoder(Protocol[A]):
     """Texts to token embeddings, one item per text in the order given; an empty sequence gives no items.
 
-    An item does not depend on the others of the call (1e-5 after normalisation).
+    An item does not depend on the others of the call (1e-5 after normalisation). A text without a token of its own,
+    such as the empty one, is an empty item, whatever markers or expansion the recipe adds to others.
     """
 
     @property

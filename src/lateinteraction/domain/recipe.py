@@ -95,7 +95,7 @@ class EncodingRecipe:
         return evolve(self, **overrides)
 
     def keeps_query_tokens(self, special: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which tokens of a query keep an embedding, from the mask (T,) of special ones. The skiplist spares queries."""
+        """Which tokens of a query keep an embedding, from the mask (T,) of special ones; no skiplist here."""
         return np.ones_like(special) if self.keep_special_tokens else ~special
 
     def keeps_document_tokens(

@@ -6,13 +6,13 @@ Roles are types (law 7): nothing else in the library says whether a text is a qu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NewType, cast
 
 from attrs import Attribute, field, frozen
 
-from lateinteraction.domain.errors import DuplicateDocument, InvalidIdentifier, InvalidText
+from lateinteraction.domain.errors import DuplicateDocument, InvalidIdentifier, InvalidText, shown
 
 QueryId = NewType("QueryId", str)
 DocumentId = NewType("DocumentId", str)
@@ -23,7 +23,7 @@ Metadata = Mapping[str, JsonScalar]
 def _check_utf8(text: object, role: str) -> None:
     if not isinstance(text, str):
         raise InvalidText(
-            f"{role} is a {type(text).__name__}: {text!r:.80}",
+            f"{role} is {shown(text)}",
             "a str",
             "Convert it to text first; numbers and bytes are not guessed at.",
         )
@@ -45,7 +45,7 @@ def _is_text(_: object, attribute: Attribute[Any], text: object) -> None:
 def _is_identifier(_: object, attribute: Attribute[Any], value: object) -> None:
     if not isinstance(value, str) or not value:
         raise InvalidIdentifier(
-            f"{attribute.name} is {value!r}", "a non-empty str", "Give every item an id such as '17' or 'doc-17'."
+            f"{attribute.name} is {shown(value)}", "a non-empty str", "Give every item an id such as '17' or 'doc-17'."
         )
     _check_utf8(value, attribute.name)
 
@@ -70,7 +70,7 @@ def _is_metadata(_: object, __: Attribute[Any], metadata: Metadata) -> None:
             isinstance(value, float) and not math.isfinite(value)
         ):
             raise InvalidText(
-                f"metadata {key!r} is {value!r:.80}",
+                f"metadata {key!r} is {shown(value)}",
                 "a str, a finite number, a bool or None",
                 "Flatten lists and mappings into several keys.",
             )
@@ -98,6 +98,31 @@ class Document:
     def __reduce__(self) -> tuple[type[Document], tuple[DocumentId, str, dict[str, JsonScalar]]]:
         """Read-only mappings do not pickle; documents must, to reach worker processes."""
         return Document, (self.id, self.text, dict(self.metadata))
+
+
+def check_documents(documents: Iterable[Document]) -> None:
+    """Raise unless these are documents with distinct ids.
+
+    Raises:
+        InvalidText: something that is no `Document`.
+        DuplicateDocument: an id twice.
+    """
+    given = list(documents)
+    for item in given:
+        if not isinstance(item, Document):
+            raise InvalidText(f"{shown(item)} among the documents", "Document objects", "Wrap it: Document(id, text).")
+    check_distinct(document.id for document in given)
+
+
+def check_new(ids: Iterable[str], taken: Container[str]) -> None:
+    """Raise `DuplicateDocument` when one of the ids is taken."""
+    for identifier in ids:
+        if identifier in taken:
+            raise DuplicateDocument(
+                f"document {identifier!r}, already in the index",
+                "a new id",
+                "Pass on_duplicate='skip' or 'replace'.",
+            )
 
 
 def check_distinct(ids: Iterable[str]) -> None:

@@ -4,7 +4,8 @@ One matrix product per chunk of documents, then a maximum over each document's r
 A chunk holds whole documents; a document longer than a chunk is taken piece by piece.
 
 Shapes: D dimensions, S query tokens in all, T document tokens in all, Q queries, N documents.
-Offsets are int64 arrays on the host. Products and sums are float32 for every input narrower than that.
+Offsets are int64 arrays on the host. Products and sums are float32, or float64 where an input is, also under autocast.
+NaN gives NaN.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ def maxsim_all_pairs(
     Returns:
         (Q, N), float32, or float64 for float64 input.
     """
-    queries = _widened(query_tokens).mT
+    queries = query_tokens.type(_precision(query_tokens, document_tokens)).mT
     query_lengths = _lengths(query_offsets)
-    columns = [
-        _sum_per_query(_maxima(queries, document_tokens[start:end], lengths), query_lengths)
-        for start, end, lengths in _chunks(document_offsets, _rows_per_chunk(queries.shape[1]))
-    ]
+    with torch.autocast(queries.device.type, enabled=False):
+        columns = [
+            _sum_per_query(_maxima(queries, document_tokens[start:end], lengths), query_lengths)
+            for start, end, lengths in _chunks(document_offsets, _rows_per_chunk(queries.shape[1]))
+        ]
     if not columns:
         return queries.new_empty((len(query_lengths), 0))
     return torch.cat(columns, dim=1)
@@ -79,7 +81,7 @@ def maxsim_grouped(
                 own - own[0],
             )[0]
         )
-    return torch.cat(scores) if scores else _widened(query_tokens).new_empty(0)
+    return torch.cat(scores) if scores else query_tokens.new_empty(0, dtype=_precision(query_tokens, document_tokens))
 
 
 def maxsim_winners(query_tokens: Tensor, document_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +92,9 @@ def maxsim_winners(query_tokens: Tensor, document_tokens: Tensor) -> tuple[Tenso
     Returns:
         similarities (S,) and int64 indices (S,); −∞ and −1 when the document is empty.
     """
-    similarities = _widened(query_tokens) @ _widened(document_tokens).mT
+    precision = _precision(query_tokens, document_tokens)
+    with torch.autocast(query_tokens.device.type, enabled=False):
+        similarities = query_tokens.type(precision) @ document_tokens.type(precision).mT
     if similarities.shape[1] == 0:
         best = similarities.new_full((similarities.shape[0],), -torch.inf)
         return best, torch.full_like(best, -1, dtype=torch.int64)
@@ -99,8 +103,8 @@ def maxsim_winners(query_tokens: Tensor, document_tokens: Tensor) -> tuple[Tenso
     return best, (similarities == best[:, None]).int().argmax(dim=1)
 
 
-def _widened(tokens: Tensor) -> Tensor:
-    return tokens if tokens.dtype == torch.float64 else tokens.float()
+def _precision(*tokens: Tensor) -> torch.dtype:
+    return torch.float64 if any(each.dtype == torch.float64 for each in tokens) else torch.float32
 
 
 def _lengths(offsets: Offsets) -> list[int]:
@@ -125,7 +129,7 @@ def _maxima(queries: Tensor, documents: Tensor, lengths: list[int]) -> Tensor:
     """The best similarity (n, S) of every query token in each of n documents, queries being (D, S)."""
     if len(lengths) == 1:
         return _maxima_of_one(queries, documents)
-    similarities = _widened(documents) @ queries
+    similarities = documents.type(queries.dtype) @ queries
     longest = max(lengths)
     if longest > 0 and min(lengths) == longest:
         return _maximum(similarities.view(len(lengths), longest, -1), dim=1)
@@ -137,8 +141,8 @@ def _maxima_of_one(queries: Tensor, document: Tensor) -> Tensor:
     """`_maxima` of a single document, however long it is."""
     best = queries.new_full((1, queries.shape[1]), -torch.inf)
     for piece in document.split(_rows_per_chunk(queries.shape[1])) if len(document) else ():
-        later = _maximum(_widened(piece) @ queries, dim=0)[None]
-        best = torch.where(later > best, later, best)
+        later = _maximum(piece.type(queries.dtype) @ queries, dim=0)[None]
+        best = torch.where((later > best) | later.isnan(), later, best)
     return best
 
 

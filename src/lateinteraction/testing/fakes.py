@@ -70,7 +70,8 @@ class HashEncoder:
     """An `Encoder` and `TokenTracer` of words: each is hashed to a direction, so equal words have similarity 1.
 
     Words are runs of word characters, or single other characters, without regard to case. There are no special tokens,
-    so a text without words has no token embeddings. Different words are nearly orthogonal once `width` is 64 or more.
+    so a text without words has no token embeddings, whatever marker, prompt or expansion there is. Different words are
+    nearly orthogonal once `width` is 64 or more.
 
     Args:
         recipe: honoured throughout; a prefix is one token in front, expansion adds `[MASK]` tokens.
@@ -110,7 +111,7 @@ class HashEncoder:
         items = [_tokens(query.text, recipe.query_prefix, recipe.query_prompt) for query in queries]
         items = _cut(items, recipe.query_length, "queries", warn=warn)
         if recipe.expansion == "fixed":
-            items = [item + [_Token(_MASK)] * (recipe.query_length - len(item)) for item in items]
+            items = [item + [_Token(_MASK)] * (recipe.query_length - len(item)) if item else [] for item in items]
         return items
 
     def _document_tokens(self, documents: Sequence[Document], *, warn: bool) -> list[list[_Token]]:
@@ -133,7 +134,7 @@ def _tokens(text: str, prefix: str | None, prompt: str) -> list[_Token]:
     marker = [] if prefix is None else [_Token(prefix)]
     before = [_Token(match.group().casefold()) for match in _WORD.finditer(prompt)]
     words = [_Token(match.group().casefold(), match.start(), match.end()) for match in _WORD.finditer(text)]
-    return marker + before + words
+    return marker + before + words if words else []
 
 
 def _cut(items: list[list[_Token]], length: int, role: str, *, warn: bool) -> list[list[_Token]]:

@@ -10,7 +10,6 @@ import pytest
 
 from lateinteraction.adapters.huggingface.checkpoint import load_plain_encoder
 from lateinteraction.adapters.huggingface.default_model import (
-    HUB_NAME,
     PACKAGE,
     WEIGHTS_SHA256,
     DefaultModel,
@@ -64,11 +63,12 @@ def test_a_package_without_weights_is_refused(package: Path) -> None:
     assert describe_default_model() == DefaultModel(package, None)
 
 
-def test_without_the_package_the_hub_name_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_and_a_hub_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
     assert describe_default_model() == DefaultModel(None, None)
-    assert locate_default_model() == HUB_NAME
+    with pytest.raises(InvalidModel, match=r"lateinteraction\[demo\]"):
+        locate_default_model()
 
 
 def test_looking_for_the_model_loads_no_torch() -> None:

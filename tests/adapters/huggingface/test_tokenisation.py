@@ -46,6 +46,11 @@ def items(tokenised: TokenisedTexts) -> list[list[int]]:
     return [tokenised.token_ids[a:b].tolist() for a, b in zip(tokenised.offsets, tokenised.offsets[1:], strict=False)]
 
 
+def content_of(tokenizer: PreTrainedTokenizerFast, text: str, prompt: str = "") -> list[int]:
+    """The ids of a text's own characters; a text of spaces has none, and no prompt either."""
+    return tokenizer(prompt + text, add_special_tokens=False)["input_ids"] if text.strip() else []
+
+
 def recipe(**settings: Any) -> EncodingRecipe:
     return EncodingRecipe(**{"query_length": 12, "document_length": 24, **settings})
 
@@ -57,7 +62,8 @@ def recipe(**settings: Any) -> EncodingRecipe:
 def test_ids_are_those_of_the_tokenizer_itself_with_truncation(tokenizers: Tokenizers, family: str) -> None:
     tokenised = RecipeTokeniser(tokenizers[family], recipe()).documents(AWKWARD)
     for text, ids in zip(AWKWARD, items(tokenised), strict=True):
-        assert ids == tokenizers[family](text, truncation=True, max_length=24)["input_ids"]
+        framed = tokenizers[family](text, truncation=True, max_length=24)["input_ids"]
+        assert ids == (framed if content_of(tokenizers[family], text) else [])
 
 
 @given(texts=st.lists(strategies.texts(), max_size=4), family=st.sampled_from(FAMILIES), marked=st.booleans())
@@ -74,10 +80,10 @@ def test_a_query_is_before_marker_text_after_and_masks(
     before, after = ([], []) if framed == own else (framed[:1], framed[-1:])
     before = before + [5] * marked
     for text, ids, attended in zip(texts, items(tokenised), tokenised.attended, strict=True):
-        content = tokenizer("find: " + text, add_special_tokens=False)["input_ids"]
-        expected = before + content[: 12 - len(before) - len(after)] + after
+        content = content_of(tokenizer, text, "find: ")
+        expected = before + content[: 12 - len(before) - len(after)] + after if content else []
         assert attended == len(expected)
-        if expansion == "fixed":
+        if expansion == "fixed" and content:
             expected += [tokenizer.mask_token_id] * (12 - len(expected))
         assert ids == expected
 
@@ -110,7 +116,7 @@ def test_tokens_are_those_of_pylate(case: tuple[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exactly_the_texts_beyond_the_limit_are_reported_cut(tokenizers: Tokenizers, family: str) -> None:
     tokenizer = tokenizers[family]
-    texts = ["x " * count for count in range(40)]
+    texts = ["x " * count for count in range(1, 40)]
     tokenised = RecipeTokeniser(tokenizer, recipe()).documents(texts)
     whole = [len(tokenizer(text)["input_ids"]) for text in texts]
     assert tokenised.truncated.tolist() == [row for row, length in enumerate(whole) if length > 24]
@@ -215,17 +221,43 @@ def test_a_word_without_a_token_of_its_own_is_refused_by_name(tokenizers: Tokeni
 
 
 def test_the_marker_follows_the_first_special_token_or_comes_first(tokenizers: Tokenizers) -> None:
-    with_special = RecipeTokeniser(tokenizers["bert"], recipe(document_prefix="[unused1]")).documents([""])
-    assert with_special.token_ids.tolist() == [2, 6, 3]
-    without = RecipeTokeniser(tokenizers["qwen2"], recipe(document_prefix="<|mark|>")).documents(["", "a"])
-    mark = tokenizers["qwen2"].convert_tokens_to_ids("<|mark|>")
-    assert [ids[0] for ids in items(without)] == [mark, mark]
-    assert len(items(without)[0]) == 1
+    a = content_of(tokenizers["bert"], "a")
+    framed = RecipeTokeniser(tokenizers["bert"], recipe(document_prefix="[unused1]")).documents(["a"])
+    assert framed.token_ids.tolist() == [2, 6, *a, 3]
+    bare = RecipeTokeniser(tokenizers["qwen2"], recipe(document_prefix="<|mark|>")).documents(["a"])
+    assert tokenizers["qwen2"].convert_ids_to_tokens(bare.token_ids) == ["<|mark|>", "a"]
 
 
 def test_attended_expansion_is_attended(tokenizers: Tokenizers) -> None:
     settings = recipe(expansion="fixed", attend_to_expansion=True)
-    assert RecipeTokeniser(tokenizers["bert"], settings).queries(["fox", ""]).attended.tolist() == [12, 12]
+    assert RecipeTokeniser(tokenizers["bert"], settings).queries(["fox", "a"]).attended.tolist() == [12, 12]
+
+
+@pytest.mark.parametrize("attend", [False, True])
+@pytest.mark.parametrize("empty", ["", " ", "\t \n\u3000"])
+def test_a_text_without_a_token_of_its_own_gets_none_from_the_recipe(
+    tokenizers: Tokenizers, empty: str, attend: bool
+) -> None:
+    settings = recipe(
+        query_prefix="[unused0]",
+        document_prefix="[unused1]",
+        query_prompt="query: ",
+        document_prompt="document: ",
+        expansion="fixed",
+        attend_to_expansion=attend,
+    )
+    tokeniser = RecipeTokeniser(tokenizers["bert"], settings)
+    for tokenised in (tokeniser.queries([empty, "fox", empty]), tokeniser.documents([empty, "fox", empty])):
+        first, fox, last = items(tokenised)
+        assert first == last == []
+        assert fox
+        assert tokenised.attended[0] == tokenised.attended[2] == 0
+    assert tokeniser.trace_queries([empty, "fox"]).offsets.tolist() == [0, 0, 12]
+
+
+def test_a_text_that_normalises_to_nothing_is_empty(tokenizers: Tokenizers) -> None:
+    tokenised = RecipeTokeniser(tokenizers["bert"], recipe()).documents(["\x00", "\u200b", "a"])
+    assert np.diff(tokenised.offsets).tolist() == [0, 0, 3]
 
 
 def unframed() -> PreTrainedTokenizerFast:
@@ -235,15 +267,10 @@ def unframed() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]")
 
 
-def test_an_empty_query_that_nothing_could_attend_to_stays_empty() -> None:
-    queries = RecipeTokeniser(unframed(), recipe(expansion="fixed", query_length=3)).queries(["", "a b", ""])
-    assert items(queries) == [[], [2, 3, 1], []]
-    assert queries.attended.tolist() == [0, 2, 0]
-
-
-def test_an_empty_query_is_expanded_where_expansion_is_attended_to() -> None:
-    settings = recipe(expansion="fixed", attend_to_expansion=True, query_length=3)
-    assert items(RecipeTokeniser(unframed(), settings).queries(["", "a"])) == [[1, 1, 1], [2, 1, 1]]
+def test_queries_without_special_tokens_are_expanded_too() -> None:
+    queries = RecipeTokeniser(unframed(), recipe(expansion="fixed", query_length=3)).queries(["", "a b", "b"])
+    assert items(queries) == [[], [2, 3, 1], [3, 1, 1]]
+    assert queries.attended.tolist() == [0, 2, 1]
 
 
 # ── characters ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -298,12 +325,11 @@ def test_spans_do_not_know_the_prompt(tokenizers: Tokenizers, family: str) -> No
 
 def test_markers_and_expansion_stand_for_no_character(tokenizers: Tokenizers) -> None:
     settings = recipe(query_prefix="[unused0]", expansion="fixed")
-    trace = RecipeTokeniser(tokenizers["bert"], settings).trace_queries(["a fox", "", "x " * 30])
-    first, empty, cut = (trace.span(row, row + 1) for row in range(3))
+    trace = RecipeTokeniser(tokenizers["bert"], settings).trace_queries(["a fox", "x " * 30])
+    first, cut = (trace.span(row, row + 1) for row in range(2))
     assert first.starts[:2].tolist() == first.ends[:2].tolist() == [0, 0]
     markers = np.flatnonzero(first.starts == first.ends)
     assert first.ends[markers[2:]].tolist() == [5] * (len(markers) - 2)
-    assert empty.ends.tolist() == [0] * 12
     assert cut.starts[-1] == cut.ends[-1] == cut.ends[-2] == 17
 
 

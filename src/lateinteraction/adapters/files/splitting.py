@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, groupby
@@ -259,12 +258,10 @@ class _Owner:
 
 
 def _parsed(text: str) -> ast.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in somebody else's source are none of our caller's business
-        try:
-            return ast.parse(text)
-        except (ValueError, RecursionError, MemoryError) as error:
-            raise SyntaxError(f"it cannot be parsed ({type(error).__name__})") from error
+    try:
+        return ast.parse(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(f"it cannot be parsed ({type(error).__name__})") from error
 
 
 def _owned_runs(lines: Sequence[str], module: ast.Module) -> Iterator[tuple[_Owner, tuple[int, int]]]:

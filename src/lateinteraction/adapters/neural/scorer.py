@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lateinteraction.adapters.neural.transfer import to_host
-from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, check_offsets
+from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, check_offsets, read_only_integers
 from lateinteraction.domain.errors import InvalidEmbeddings
 from lateinteraction.kernels import maxsim_all_pairs, maxsim_grouped, maxsim_winners
 
@@ -25,12 +25,13 @@ class MaxSimScorer:
 
     def matrix(self, queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> Tensor:
         """Scores (Q, N), float32 (float64 for float64 embeddings)."""
-        _check_widths(queries, documents)
+        _check_pair(queries, documents)
         return maxsim_all_pairs(queries.tokens, queries.offsets, documents.tokens, documents.offsets)
 
     def grouped(self, queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor], groups: Offsets) -> Tensor:
         """Scores (N,) of documents groups[i] … groups[i+1]−1 with query i."""
-        _check_widths(queries, documents)
+        _check_pair(queries, documents)
+        groups = read_only_integers(groups)
         check_offsets(groups, len(documents), "documents")
         if len(groups) != len(queries) + 1:
             raise InvalidEmbeddings(
@@ -42,12 +43,19 @@ class MaxSimScorer:
         self, query: TokenEmbeddings[Tensor], document: TokenEmbeddings[Tensor]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """For each token of one query: its contribution to the score with one document, and that document's token."""
-        _check_widths(query, document)
+        _check_pair(query, document)
         similarities, indices = maxsim_winners(query.tokens, document.tokens)
         return to_host(similarities).astype(np.float32), to_host(indices).astype(np.int64)
 
 
-def _check_widths(queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> None:
+def _check_pair(queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> None:
+    for embeddings in (queries, documents):
+        if not isinstance(embeddings.tokens, Tensor) or not embeddings.tokens.is_floating_point():
+            raise InvalidEmbeddings(
+                f"tokens as a {type(embeddings.tokens).__name__} of {embeddings.tokens.dtype}",
+                "a torch tensor of floating-point numbers",
+                "Convert with `adapters.neural.transfer.to_torch`.",
+            )
     if queries.dimension != documents.dimension:
         raise InvalidEmbeddings(
             f"queries of {queries.dimension} dimensions and documents of {documents.dimension}",

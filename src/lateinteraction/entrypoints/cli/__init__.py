@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from lateinteraction.domain.errors import LateInteractionError
+from lateinteraction.domain.errors import InvalidOption, LateInteractionError
 
 FAILED = 1
 INTERRUPTED = 130
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show must not end a search
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        # Of invalid escapes in source that is searched. The process is ours here, unlike in the library.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
         try:
             from typer.main import get_command
 
@@ -35,6 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             get_command(app)(None if arguments is None else list(arguments))
         except LateInteractionError as error:
             _show_error(error)
+            sys.exit(FAILED)
+        except OSError as error:
+            _show_error(
+                InvalidOption(
+                    f"output that cannot be written ({error.strerror or error})",
+                    "a standard output with room",
+                    "Free some space, or write elsewhere.",
+                )
+            )
             sys.exit(FAILED)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)

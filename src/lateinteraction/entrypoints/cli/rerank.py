@@ -47,6 +47,8 @@ def run(query: str, source: str, k: int | None, *, model: str | None, device: st
 
 
 def _documents(source: str) -> tuple[Document, ...]:
+    if source == "-" and sys.stdin is None:
+        raise UnreadableFile("standard input, which is closed", "one document a line", "Name a file, or pipe one in.")
     if source == "-" and sys.stdin.isatty():
         notes().print("Type the documents, one a line; Ctrl-D ends the list.", style="dim")
     documents = wiring.listed_documents(sys.stdin.buffer if source == "-" else Path(source))

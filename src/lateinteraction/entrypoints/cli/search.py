@@ -14,7 +14,7 @@ from lateinteraction import wiring
 from lateinteraction.api import Index, Result, load_model
 from lateinteraction.domain.errors import InvalidFilter, UnreadableFile
 from lateinteraction.domain.filters import Filter, filter_from_json, matches
-from lateinteraction.domain.text import Document
+from lateinteraction.domain.text import Document, Query
 from lateinteraction.entrypoints.cli.display import (
     counted,
     emit_json,
@@ -59,6 +59,7 @@ class _Found:
 def run(request: SearchRequest, *, model: str | None, device: str, as_json: bool) -> None:
     """Read, encode, search, show."""
     started = perf_counter()
+    Query(request.query)  # refused before anything is read
     where = None if request.where is None else _filter(request.where)
     passages = wiring.passages(request.paths)
     if not passages.documents:

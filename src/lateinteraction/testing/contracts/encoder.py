@@ -139,8 +139,13 @@ class EncoderContract(Conversions[A]):
     def test_expansion_fills_every_query(self) -> None:
         recipe = self.make_encoder().recipe
         if recipe.expansion == "fixed" and recipe.keep_special_tokens:
-            lengths = self.encode_queries([*_TEXTS, _LONG]).lengths
-            assert np.array_equal(lengths, np.full(len(_TEXTS) + 1, recipe.query_length))
+            texts = [*_TEXTS, _LONG]
+            expected = [recipe.query_length if text.strip() else 0 for text in texts]
+            assert np.array_equal(self.encode_queries(texts).lengths, expected)
+
+    def test_a_text_without_tokens_is_an_empty_item(self) -> None:
+        for encode in (self.encode_queries, self.encode_documents):
+            assert encode(["", "late", " \n"]).lengths[[0, 2]].sum() == 0, "markers alone are kept"
 
     def test_a_text_that_is_cut_is_said_to_be(self) -> None:
         encoder = self.make_encoder()

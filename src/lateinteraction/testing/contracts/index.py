@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from lateinteraction.domain.embeddings import A
+from lateinteraction.domain.embeddings import A, TokenEmbeddings
 from lateinteraction.domain.errors import (
     DuplicateDocument,
     InvalidEmbeddings,
@@ -117,6 +117,14 @@ class IndexContract(Conversions[A]):
         store = self.document_store(self.filled())
         if store is not None:
             assert store.get(ids_of("c", "a")) == [DOCUMENTS[2], DOCUMENTS[0]]
+
+    def test_the_callers_array_can_be_used_again(self) -> None:
+        tokens: Any = self.tensor(_EMBEDDINGS.tokens.copy())
+        index = self.make_index()
+        index.add(DOCUMENTS, TokenEmbeddings(tokens, _EMBEDDINGS.offsets))
+        before = self.state(index)
+        tokens[:] = 0
+        assert self.state(index) == before, "the index holds on to the array it was given"
 
     def test_adding_nothing_changes_nothing(self) -> None:
         for index in (self.make_index(), self.filled()):
