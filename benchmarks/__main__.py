@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME`: run one case, append its rows, print its table. STRICT=1 makes a short figure an error."""
+"""`python -m benchmarks NAME`: run one case, append its rows, print its table. STRICT=1: a short figure is an error."""
 
 from __future__ import annotations
 

@@ -25,9 +25,11 @@ def run(bench: Bench) -> None:
     """Fresh processes, in turn."""
     command = str(Path(sys.executable).with_name("li"))
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, lateinteraction; print(sum(m.split('.')[0] == 'torch' for m in sys.modules))"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", "import sys, lateinteraction; print(sum(m == 'torch' for m in sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     helped = subprocess.run(
         [sys.executable, "-X", "importtime", command, "--help"], capture_output=True, text=True, check=True
     )

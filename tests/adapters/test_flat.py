@@ -112,7 +112,7 @@ def test_embeddings_are_floating_point_numbers(dtype: torch.dtype) -> None:
     with pytest.raises(InvalidEmbeddings, match="floating-point"):
         index.add([document(3)], TokenEmbeddings(torch.ones(3, 2).to(dtype), offsets_of([3])))
     with pytest.raises(InvalidEmbeddings, match="floating-point"):
-        index.add([document(3)], TokenEmbeddings(np.ones((3, 2)), offsets_of([3])))  # pyright: ignore
+        index.add([document(3)], TokenEmbeddings(np.ones((3, 2)), offsets_of([3])))  # pyright: ignore[reportArgumentType]
     assert len(index) == 0
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 import lateinteraction as li
 from lateinteraction.domain.errors import (
@@ -113,6 +114,12 @@ def test_encoded_texts_are_packed(model: li.Model) -> None:
     assert queries.dimension == documents.dimension == 128
 
 
+def test_autocast_around_the_library_changes_nothing(index: li.Index) -> None:
+    plain = index.search("a city")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert index.search("a city") == plain
+
+
 def test_progress_is_told(tiny_model: Path) -> None:
     told: list[tuple[int, int]] = []
     model = li.load_model(tiny_model, device="cpu", progress=lambda done, total: told.append((done, total)))
@@ -157,8 +164,8 @@ def test_a_search_beside_a_writer_gives_texts_of_its_own_moment(model: li.Model)
 
 def test_numbers_leave_out_ids_of_the_same_call(model: li.Model) -> None:
     index = li.Index(model)
-    assert index.add([li.Document("0", "named"), "not named"]).added == ("0", "1")  # pyright: ignore
-    assert [result.id for result in model.rerank("x", [li.Document("0", "named"), "not named"])] != []  # pyright: ignore
+    assert index.add([li.Document("0", "named"), "not named"]).added == ("0", "1")  # pyright: ignore[reportArgumentType]
+    assert [result.id for result in model.rerank("x", [li.Document("0", "named"), "not named"])] != []  # pyright: ignore[reportArgumentType]
 
 
 def test_an_empty_text_scores_minus_infinity_and_an_empty_query_nothing(model: li.Model) -> None:
