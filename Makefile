@@ -37,7 +37,7 @@ exit 1
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deep check lint format types imports docs fix bench gpu clean environment-demo environment-dev
+.PHONY: help demo test test-deep check lint format types imports links docs fix bench gpu clean environment-demo environment-dev
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -53,7 +53,7 @@ test: environment-dev  ## Run the whole test suite, with coverage
 test-deep: environment-dev  ## Run it with 500 examples for each law, and the slow cases
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -n $(WORKERS) --timeout=3600
 
-check: lint format types imports docs  ## Everything that is not a test: lint, format, types, imports, docs
+check: lint format types imports links  ## Everything that is not a test: lint, format, types, imports, links
 
 lint: environment-dev  ## Check the rules of pyproject.toml
 	$(RUN) -m ruff check --quiet .
@@ -66,6 +66,9 @@ types: environment-dev  ## Check the types
 
 imports: environment-dev  ## Check which module may import which
 	"$(VENV)/bin/lint-imports" --no-logo
+
+links: environment-dev
+	$(PYTEST) -q tests/docs/test_links.py
 
 docs: environment-dev  ## Run every snippet of README and docs, follow every link
 	$(PYTEST) -q tests/docs
