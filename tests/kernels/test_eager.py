@@ -94,9 +94,9 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(eager, "FEWEST_ROWS_PER_CHUNK", 4)
     offsets = offsets_of(np.random.default_rng(0).integers(0, 9, 500))
     blocks = list(eager._chunks(offsets, eager._rows_per_chunk(2)))
-    assert [block[0] for block in blocks[1:]] == [block[1] for block in blocks[:-1]]
-    assert sum(len(block[2]) for block in blocks) == 500
-    assert max(end - start for start, end, _ in blocks) <= 32
+    assert [first for first, _ in blocks] == [0, *(last for _, last in blocks[:-1])]
+    assert blocks[-1][1] == 500
+    assert max(offsets[last] - offsets[first] for first, last in blocks) <= 32
 
 
 @given(
@@ -151,6 +151,20 @@ def test_gradcheck_in_double_precision() -> None:
     assert torch.autograd.gradcheck(
         lambda a, b: kernels.maxsim_grouped(a, query_offsets, b, document_offsets, groups), (q, d)
     )
+
+
+@given(lengths, lengths, st.integers(0, 2**32 - 1))
+def test_a_list_of_documents_scores_as_the_documents_packed(
+    query_lengths: list[int], document_lengths: list[int], seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    queries, documents = ragged(generator, query_lengths, 3), ragged(generator, document_lengths, 3)
+    listed = [torch.from_numpy(np.array(tokens)) for tokens in documents]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eager, "FEWEST_ROWS_PER_CHUNK", 3)
+        patch.setattr(eager, "SIMILARITIES_PER_CHUNK", 1)
+        scores = kernels.maxsim_listed(torch.from_numpy(queries.tokens), queries.offsets, listed)
+        np.testing.assert_array_equal(scores, all_pairs(queries, documents))
 
 
 def test_no_queries_or_no_documents_give_empty_scores() -> None:

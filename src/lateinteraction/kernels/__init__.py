@@ -5,9 +5,9 @@ Only eager torch computes them so far, on every device; the dispatch between for
 
 from __future__ import annotations
 
-from lateinteraction.kernels.eager import maxsim_all_pairs, maxsim_grouped, maxsim_winners
+from lateinteraction.kernels.eager import maxsim_all_pairs, maxsim_grouped, maxsim_listed, maxsim_winners
 
-__all__ = ["form_for", "maxsim_all_pairs", "maxsim_grouped", "maxsim_winners"]
+__all__ = ["form_for", "maxsim_all_pairs", "maxsim_grouped", "maxsim_listed", "maxsim_winners"]
 
 
 def form_for(device_type: str) -> tuple[str, str]:

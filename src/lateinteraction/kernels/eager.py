@@ -10,7 +10,7 @@ NaN gives NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -45,16 +45,24 @@ def maxsim_all_pairs(
     Returns:
         (Q, N), float32, or float64 for float64 input.
     """
-    queries = query_tokens.type(_precision(query_tokens, document_tokens)).mT
-    query_lengths = _lengths(query_offsets)
-    with torch.autocast(queries.device.type, enabled=False):
-        columns = [
-            _sum_per_query(_maxima(queries, document_tokens[start:end], lengths), query_lengths)
-            for start, end, lengths in _chunks(document_offsets, _rows_per_chunk(queries.shape[1]))
-        ]
-    if not columns:
-        return queries.new_empty((len(query_lengths), 0))
-    return torch.cat(columns, dim=1)
+    queries = query_tokens.type(_precision(query_tokens, document_tokens))
+    return _all_pairs(
+        queries,
+        query_offsets,
+        document_offsets,
+        lambda first, last: document_tokens[int(document_offsets[first]) : int(document_offsets[last])],
+    )
+
+
+def maxsim_listed(query_tokens: Tensor, query_offsets: Offsets, documents: Sequence[Tensor]) -> Tensor:
+    """`maxsim_all_pairs` with documents that are separate tensors (length, D), packed a chunk at a time.
+
+    The packed chunk stays in cache; packing the whole list first would write all of it to fresh memory, which costs
+    more than scoring it.
+    """
+    queries = query_tokens.type(_precision(query_tokens, *documents))
+    offsets = np.cumsum([0, *map(len, documents)])
+    return _all_pairs(queries, query_offsets, offsets, lambda first, last: torch.cat(list(documents[first:last])))
 
 
 def maxsim_grouped(
@@ -103,6 +111,19 @@ def maxsim_winners(query_tokens: Tensor, document_tokens: Tensor) -> tuple[Tenso
     return best, (similarities == best[:, None]).int().argmax(dim=1)
 
 
+def _all_pairs(
+    queries: Tensor, query_offsets: Offsets, document_offsets: Offsets, packed: Callable[[int, int], Tensor]
+) -> Tensor:
+    """Scores (Q, N), given what packs the tokens of documents first … last−1."""
+    query_lengths = _lengths(query_offsets)
+    columns = []
+    with torch.autocast(queries.device.type, enabled=False):
+        for first, last in _chunks(document_offsets, _rows_per_chunk(len(queries))):
+            lengths = _lengths(document_offsets[first : last + 1])
+            columns.append(_sum_per_query(_maxima(queries.mT, packed(first, last), lengths), query_lengths))
+    return torch.cat(columns, dim=1) if columns else queries.new_empty((len(query_lengths), 0))
+
+
 def _precision(*tokens: Tensor) -> torch.dtype:
     return torch.float64 if any(each.dtype == torch.float64 for each in tokens) else torch.float32
 
@@ -115,13 +136,13 @@ def _rows_per_chunk(query_tokens: int) -> int:
     return max(FEWEST_ROWS_PER_CHUNK, SIMILARITIES_PER_CHUNK // max(1, query_tokens))
 
 
-def _chunks(offsets: Offsets, rows: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Runs of whole documents of at most `rows` tokens together (one document, if it alone has more)."""
+def _chunks(offsets: Offsets, rows: int) -> Iterator[tuple[int, int]]:
+    """Runs first … last−1 of whole documents of at most `rows` tokens together (one, if it alone has more)."""
     first, count = 0, len(offsets) - 1
     while first < count:
         fitting = int(np.searchsorted(offsets, offsets[first] + rows, side="right")) - 1
         last = min(max(fitting, first + 1), first + rows)
-        yield int(offsets[first]), int(offsets[last]), _lengths(offsets[first : last + 1])
+        yield first, last
         first = last
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CPU_TOKENS_PER_BATCH = 1_024
-"""MiniLM-L6, 80 documents of 134 tokens on average, one thread, CPU seconds: 512: 3.6, 1k: 3.5, 2k: 3.7, 4k: 4.0,
+"""MiniLM-L6, 80 documents of 132 tokens on average, one thread, CPU seconds: 512: 3.6, 1k: 3.5, 2k: 3.7, 4k: 4.0,
 8k: 5.1, 16k: 6.0; 32 documents at once, sorted by characters: 5.2. Two threads, 50 such documents, best seconds:
 512: 1.41, 1k: 1.36, 2k: 1.52, 4k: 1.63, 8k: 2.15; 32 at once: 1.99. From 8k on, the allocator returns every
 intermediate result to the system and faults it in again (300,000 page faults; none up to 2k)."""
