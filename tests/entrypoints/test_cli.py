@@ -412,3 +412,22 @@ def test_help_takes_less_than_four_tenths_of_a_second_of_computing() -> None:
     child.returncode = os.waitstatus_to_exitcode(status)
     assert child.returncode == 0
     assert used.ru_utime + used.ru_stime < 0.4
+
+
+def test_a_full_disk_is_one_clear_error() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        return  # a device of Linux alone
+    with full.open("w") as out:
+        done = subprocess.run([SCRIPTS / "li", "--version"], stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_standard_input_is_one_clear_error() -> None:
+    command = f"{SCRIPTS / 'li'} rerank query - <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "standard input, which is closed" in done.stderr
+    assert "Traceback" not in done.stderr
