@@ -67,7 +67,7 @@ types: environment-dev  ## Check the types
 imports: environment-dev  ## Check which module may import which
 	"$(VENV)/bin/lint-imports" --no-logo
 
-links: environment-dev
+links: environment-dev  ## Follow every link of README and docs
 	$(PYTEST) -q tests/docs/test_links.py
 
 docs: environment-dev  ## Run every snippet of README and docs, follow every link

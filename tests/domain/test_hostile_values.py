@@ -20,7 +20,7 @@ from lateinteraction.domain.errors import (
 )
 from lateinteraction.domain.ranking import Ranking, fuse_weighted, merge
 from lateinteraction.domain.recipe import EncodingRecipe
-from lateinteraction.domain.text import Document, DocumentId, Query
+from lateinteraction.domain.text import Document, DocumentId, Query, check_documents
 from lateinteraction.domain.training import Targets, TrainingExample
 
 A, B, C = DocumentId("a"), DocumentId("b"), DocumentId("c")
@@ -100,3 +100,33 @@ def test_an_unknown_setting_of_any_type_is_named() -> None:
 def test_teacher_scores_are_numbers() -> None:
     with pytest.raises(InvalidExample, match="no finite number"):
         TrainingExample(Query("q"), [Document(A, "t")], ["x"])  # pyright: ignore[reportArgumentType]
+
+
+def test_lengths_are_not_negative() -> None:
+    with pytest.raises(InvalidEmbeddings, match="a length of -1"):
+        offsets_of([-1, 3])
+
+
+def test_ragged_lists_are_no_offsets() -> None:
+    with pytest.raises(InvalidEmbeddings, match="lists of different lengths"):
+        TokenEmbeddings(np.zeros((2, 2)), [[0], [1, 2]])
+
+
+@pytest.mark.parametrize("tokens", [[[1.0, 2.0]], None, 5])
+def test_tokens_are_an_array(tokens: Any) -> None:
+    with pytest.raises(InvalidEmbeddings, match="two dimensions"):
+        TokenEmbeddings(tokens, [0, 1])
+
+
+def test_documents_are_documents() -> None:
+    with pytest.raises(InvalidText, match="'text' among the documents"):
+        check_documents(["text"])  # pyright: ignore[reportArgumentType]
+    check_documents([Document(A, "text"), Document(B, "text")])
+
+
+def test_metadata_deeper_than_repr_can_go_is_refused_in_a_few_words() -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(InvalidText, match="a list"):
+        Document(A, "text", {"key": nested})  # pyright: ignore[reportArgumentType]
