@@ -9,20 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lateinteraction.adapters.encoding.encoder import EncodingOptions as EncodingOptions
+    from lateinteraction.adapters.huggingface.projection import PcaProjection as PcaProjection
+    from lateinteraction.adapters.huggingface.projection import RandomProjection as RandomProjection
+    from lateinteraction.adapters.huggingface.reading import CheckpointOptions as CheckpointOptions
     from lateinteraction.api import Index as Index
     from lateinteraction.api import Model as Model
+    from lateinteraction.api import ProgressLine as ProgressLine
     from lateinteraction.api import Result as Result
     from lateinteraction.api import load_model as load_model
     from lateinteraction.application.evaluation import evaluate as evaluate
     from lateinteraction.domain.embeddings import TokenEmbeddings as TokenEmbeddings
+    from lateinteraction.domain.embeddings import TokenTrace as TokenTrace
     from lateinteraction.domain.errors import LateInteractionError as LateInteractionError
     from lateinteraction.domain.evaluation import EvaluationSet as EvaluationSet
     from lateinteraction.domain.evaluation import Measure as Measure
     from lateinteraction.domain.evaluation import RelevanceJudgments as RelevanceJudgments
     from lateinteraction.domain.explanation import Explanation as Explanation
+    from lateinteraction.domain.quantisation import BinaryEmbeddings as BinaryEmbeddings
+    from lateinteraction.domain.quantisation import Int8Embeddings as Int8Embeddings
     from lateinteraction.domain.ranking import Hit as Hit
     from lateinteraction.domain.ranking import Ranking as Ranking
     from lateinteraction.domain.recipe import EncodingRecipe as EncodingRecipe
+    from lateinteraction.domain.recipe import TokenPooling as TokenPooling
     from lateinteraction.domain.text import Document as Document
     from lateinteraction.domain.text import Query as Query
 
@@ -33,6 +42,15 @@ _HOMES = {
     "Model": "api",
     "Result": "api",
     "load_model": "api",
+    "TokenTrace": "domain.embeddings",
+    "EncodingOptions": "adapters.encoding.encoder",
+    "PcaProjection": "adapters.huggingface.projection",
+    "RandomProjection": "adapters.huggingface.projection",
+    "CheckpointOptions": "adapters.huggingface.reading",
+    "TokenPooling": "domain.recipe",
+    "BinaryEmbeddings": "domain.quantisation",
+    "Int8Embeddings": "domain.quantisation",
+    "ProgressLine": "api",
     "evaluate": "application.evaluation",
     "TokenEmbeddings": "domain.embeddings",
     "LateInteractionError": "domain.errors",
@@ -48,20 +66,29 @@ _HOMES = {
 }
 
 __all__ = [
+    "BinaryEmbeddings",
+    "CheckpointOptions",
     "Document",
+    "EncodingOptions",
     "EncodingRecipe",
     "EvaluationSet",
     "Explanation",
     "Hit",
     "Index",
+    "Int8Embeddings",
     "LateInteractionError",
     "Measure",
     "Model",
+    "PcaProjection",
+    "ProgressLine",
     "Query",
+    "RandomProjection",
     "Ranking",
     "RelevanceJudgments",
     "Result",
     "TokenEmbeddings",
+    "TokenPooling",
+    "TokenTrace",
     "__version__",
     "evaluate",
     "load_model",

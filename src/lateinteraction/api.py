@@ -9,30 +9,46 @@ Each object leads to the next level: `model.encoder`, `index.retriever`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast, overload
+from time import monotonic
+from typing import TYPE_CHECKING, Literal, TextIO, TypeVar, cast, get_args, overload
 
+import numpy as np
 from attrs import frozen
+from numpy.typing import NDArray
 
 from lateinteraction import wiring
-from lateinteraction.domain.errors import InvalidIdentifier, InvalidText, shown
+from lateinteraction.domain.embeddings import TokenEmbeddings, TokenTrace
+from lateinteraction.domain.errors import InvalidIdentifier, InvalidOption, InvalidText, shown
 from lateinteraction.domain.explanation import Explanation
 from lateinteraction.domain.filters import Filter, check_filter, filter_from_json
+from lateinteraction.domain.pace import Pace
 from lateinteraction.domain.ports import AddReport, OnDuplicate, Progress
+from lateinteraction.domain.quantisation import (
+    BinaryEmbeddings,
+    Int8Embeddings,
+    quantise_to_bits,
+    quantise_to_int8,
+)
 from lateinteraction.domain.ranking import Ranking, Score
+from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.text import Document, DocumentId, Metadata, Query, check_new
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
-    from lateinteraction.application.retrieval import Retriever
-    from lateinteraction.domain.embeddings import TokenEmbeddings
+    from lateinteraction.adapters.encoding.encoder import EncodedDocuments, EncodingOptions, WorkingEncoder
+    from lateinteraction.adapters.huggingface.reading import CheckpointOptions
+    from lateinteraction.application.explanation import Explainer
+    from lateinteraction.application.retrieval import Reranker, Retriever
 
 T = TypeVar("T")
 Where = Filter | Mapping[str, object]
+Output = Literal["torch", "numpy", "int8", "binary"]
 Documents = Sequence[str] | Sequence[Document] | Mapping[str, str]
 
 
@@ -49,40 +65,149 @@ class Result:
 def load_model(
     source: str | Path | None = None,
     *,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
+    runtime: wiring.Runtime = "torch",
     recipe: Mapping[str, object] | None = None,
     progress: Progress | None = None,
+    checkpoint: CheckpointOptions | None = None,
+    encoding: EncodingOptions | None = None,
 ) -> Model:
     """Load a model.
 
     Args:
         source: a folder or a hub name; None is the offline default model (extra `demo`).
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        recipe: settings of `EncodingRecipe` that replace the model's own, as {"document_length": 128}.
-        progress: told how many texts are encoded, of how many.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps"; several, such as ["cuda:0", "cuda:1"] or ["cpu", "cpu"], share
+            the work between as many processes.
+        runtime: "torch", or "onnx" for a folder that `Model.export_onnx` wrote (extra `onnx`); that loads no torch.
+        recipe: settings of `EncodingRecipe` that replace the model's own, such as {"document_length": 512}.
+        progress: told how many documents are encoded, such as a `ProgressLine`.
+        checkpoint: precision, revision, a projection for an encoder without one, and what else concerns reading.
+        encoding: size of batches, and what becomes of long texts.
 
     Raises:
-        InvalidModel: nothing usable there; ModelMismatch when the default model's weights are not the published ones.
+        InvalidModel: nothing usable there; ModelMismatch when weights are not the expected ones.
         InvalidRecipe: settings that contradict each other or the model.
+        InvalidOption: an option out of range, or a device that this machine does not have.
+        MissingExtra: a package that is needed for it and not installed.
     """
-    return Model(wiring.encoder(source, device=device, recipe=recipe, progress=progress))
+    if progress is not None:
+        encoding = wiring.with_progress(encoding, progress)
+    return Model(
+        wiring.model(source, device=device, runtime=runtime, recipe=recipe, checkpoint=checkpoint, encoding=encoding)
+    )
+
+
+class ProgressLine:
+    """A `Progress` for people: how many of how many documents, how many a second, how long still.
+
+        li.load_model(progress=li.ProgressLine())
+
+    Args:
+        stream: what the line is written to, over and over; None is standard error.
+        clock: seconds since some moment.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = monotonic) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._pace = Pace()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        self._pace = self._pace.after(done, total, self._clock())
+        self._stream.write(f"\r{self._pace}\x1b[K" + ("\n" if done == total else ""))
+        self._stream.flush()
 
 
 class Model:
-    """An encoder together with MaxSim: encodes, reranks, explains."""
+    """An encoder together with MaxSim: encodes, reranks, explains, and can be saved."""
 
-    def __init__(self, encoder: HuggingFaceEncoder) -> None:
-        self.encoder = encoder
-        self._reranker = wiring.reranker(encoder)
-        self._explainer = wiring.explainer(encoder)
+    def __init__(self, encoders: wiring.Encoders) -> None:
+        self._encoders = encoders
 
-    def encode_queries(self, queries: Sequence[str] | Sequence[Query]) -> TokenEmbeddings[Tensor]:
-        """Token embeddings of queries, packed."""
-        return self.encoder.encode_queries([_query(query) for query in _items(queries, "queries")])
+    @property
+    def recipe(self) -> EncodingRecipe:
+        """How text becomes tokens."""
+        return self._encoders.host.recipe
 
-    def encode_documents(self, documents: Documents) -> TokenEmbeddings[Tensor]:
-        """Token embeddings of documents, packed."""
-        return self.encoder.encode_documents(_documents(documents, count()))
+    @cached_property
+    def encoder(self) -> WorkingEncoder[Tensor]:
+        """The port below this façade; also reports what it did to each text."""
+        return self._encoders.tensors()
+
+    @cached_property
+    def _reranker(self) -> Reranker[Tensor]:
+        return wiring.reranker(self.encoder)
+
+    @cached_property
+    def _explainer(self) -> Explainer[Tensor]:
+        return wiring.explainer(self.encoder)
+
+    @overload
+    def encode_queries(
+        self, queries: Sequence[str] | Sequence[Query], *, output: Literal["torch"] = "torch"
+    ) -> TokenEmbeddings[Tensor]: ...
+    @overload
+    def encode_queries(
+        self, queries: Sequence[str] | Sequence[Query], *, output: Literal["numpy"]
+    ) -> TokenEmbeddings[NDArray[np.float32]]: ...
+    @overload
+    def encode_queries(
+        self, queries: Sequence[str] | Sequence[Query], *, output: Literal["int8"]
+    ) -> Int8Embeddings: ...
+    @overload
+    def encode_queries(
+        self, queries: Sequence[str] | Sequence[Query], *, output: Literal["binary"]
+    ) -> BinaryEmbeddings: ...
+    def encode_queries(self, queries: Sequence[str] | Sequence[Query], *, output: Output = "torch") -> object:
+        """Token embeddings of queries, packed: torch tensors, NumPy arrays, or eight bits or one bit for each value."""
+        given = [_query(query) for query in _items(queries, "queries")]
+        if _checked(output) == "torch":
+            return self.encoder.encode_queries(given)
+        return _compressed(self._encoders.host.encode_queries(given), output)
+
+    @overload
+    def encode_documents(
+        self, documents: Documents, *, output: Literal["torch"] = "torch"
+    ) -> TokenEmbeddings[Tensor]: ...
+    @overload
+    def encode_documents(
+        self, documents: Documents, *, output: Literal["numpy"]
+    ) -> TokenEmbeddings[NDArray[np.float32]]: ...
+    @overload
+    def encode_documents(self, documents: Documents, *, output: Literal["int8"]) -> Int8Embeddings: ...
+    @overload
+    def encode_documents(self, documents: Documents, *, output: Literal["binary"]) -> BinaryEmbeddings: ...
+    def encode_documents(self, documents: Documents, *, output: Output = "torch") -> object:
+        """Token embeddings of documents, packed, in the same four forms."""
+        given = _documents(documents, count())
+        if _checked(output) == "torch":
+            return self.encoder.encode_documents(given)
+        return _compressed(self._encoders.host.encode_documents(given), output)
+
+    def stream_documents(
+        self, documents: Iterable[str] | Iterable[Document], *, documents_per_piece: int = 512
+    ) -> Iterator[EncodedDocuments[NDArray[np.float32]]]:
+        """Encode what need not fit in memory: pieces of documents with their embeddings, in order, as NumPy arrays.
+
+        Texts without ids get "0", "1", …
+        """
+        if isinstance(documents, (str, bytes)) or not isinstance(cast("object", documents), Iterable):
+            raise InvalidText(
+                f"documents as a {type(documents).__name__}", "an iterable of texts", "Put one into a list."
+            )
+        numbers = map(str, count())
+        stream = (
+            item if isinstance(item, Document) else Document(DocumentId(next(numbers)), item) for item in documents
+        )
+        return self._encoders.host.stream_documents(stream, documents_per_piece=documents_per_piece)
+
+    def trace_queries(self, queries: Sequence[str] | Sequence[Query]) -> TokenTrace:
+        """Token ids and characters behind each embedding of `encode_queries`."""
+        return self._encoders.host.trace_queries([_query(query) for query in _items(queries, "queries")])
+
+    def trace_documents(self, documents: Documents) -> TokenTrace:
+        """Token ids and characters behind each embedding of `encode_documents`."""
+        return self._encoders.host.trace_documents(_documents(documents, count()))
 
     def rerank(self, query: str | Query, documents: Documents, k: int | None = None) -> list[Result]:
         """The documents in falling order of score with the query; texts without ids get "0", "1", …"""
@@ -93,6 +218,26 @@ class Model:
         """Which token of the document answered which token of the query, and what it gave to the score."""
         own = document if isinstance(document, Document) else Document(DocumentId("0"), document)
         return self._explainer.explain(_query(query), own)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> str:
+        """Write a folder that this library, PyLate and sentence-transformers load; where it is.
+
+        Raises:
+            InvalidOption: a folder that is not empty, unless it holds a model and `overwrite` is set.
+        """
+        return wiring.save(self._encoders, folder, overwrite=overwrite)
+
+    def push_to_hub(
+        self, name: str, *, private: bool = True, token: str | None = None, revision: str | None = None
+    ) -> str:
+        """Put the same files on the Hugging Face hub; the address of the commit."""
+        return wiring.push(self._encoders, name, private=private, token=token, revision=revision)
+
+    def export_onnx(
+        self, folder: str | Path, *, weights: wiring.OnnxWeights = "float32", overwrite: bool = False
+    ) -> str:
+        """Write a folder for `load_model(folder, runtime="onnx")`, in full precision or with weights of eight bits."""
+        return wiring.export(self._encoders, folder, weights=weights, overwrite=overwrite)
 
 
 class Index:
@@ -170,6 +315,18 @@ class Index:
     def explain(self, query: str | Query, identifier: str) -> Explanation:
         """Why a document of this index scores as it does."""
         return self.model.explain(query, self._store.get([DocumentId(identifier)])[0])
+
+
+def _checked(output: Output) -> Output:
+    if output not in get_args(Output):
+        raise InvalidOption(f"output = {shown(output)}", f"one of {', '.join(get_args(Output))}", "Choose one of them.")
+    return output
+
+
+def _compressed(embeddings: TokenEmbeddings[NDArray[np.float32]], output: Output) -> object:
+    if output == "numpy":
+        return embeddings
+    return quantise_to_int8(embeddings) if output == "int8" else quantise_to_bits(embeddings)
 
 
 def _query(query: str | Query) -> Query:

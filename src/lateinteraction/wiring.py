@@ -5,28 +5,114 @@ Everything heavy is imported inside the functions, so that importing this module
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from attrs import frozen
+from attrs import asdict, evolve, frozen
 
-from lateinteraction.domain.ports import Progress
-from lateinteraction.domain.recipe import EncodingRecipe
+from lateinteraction.domain.errors import InvalidOption
+from lateinteraction.domain.ports import Encoder, Progress
+from lateinteraction.domain.recipe import TokenPooling
 from lateinteraction.domain.text import Document
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from lateinteraction.adapters.bm25 import Bm25Ranker
+    from lateinteraction.adapters.encoding.encoder import EncodingOptions, WorkingEncoder
     from lateinteraction.adapters.files import Passages
     from lateinteraction.adapters.flat import FlatIndex, FlatSnapshot
     from lateinteraction.adapters.huggingface.default_model import DefaultModel
     from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
+    from lateinteraction.adapters.huggingface.reading import CheckpointOptions
+    from lateinteraction.adapters.onnx.encoder import OnnxEncoder
+    from lateinteraction.adapters.processes.encoder import ProcessEncoder
+    from lateinteraction.adapters.processes.frames import Frame
     from lateinteraction.application.explanation import Explainer
     from lateinteraction.application.retrieval import Reranker, Retriever, Searcher
     from lateinteraction.domain.evaluation import EvaluationSet
+
+
+Runtime = Literal["torch", "onnx"]
+OnnxWeights = Literal["float32", "int8"]
+
+
+@frozen(eq=False)
+class Encoders:
+    """One model, as each kind of array its embeddings are wanted in.
+
+    Args:
+        host: embeddings as NumPy arrays. Loads no torch where the model does not run in it.
+        tensors: embeddings as torch tensors, made when first asked for.
+        own: the encoder itself, where it runs in this process and in PyTorch: what can be saved and exported.
+    """
+
+    host: WorkingEncoder[NDArray[Any]]
+    tensors: Callable[[], WorkingEncoder[Tensor]]
+    own: HuggingFaceEncoder | None = None
+
+
+def model(
+    source: str | Path | None = None,
+    *,
+    device: str | Sequence[str] = "auto",
+    runtime: Runtime = "torch",
+    recipe: Mapping[str, object] | None = None,
+    checkpoint: CheckpointOptions | None = None,
+    encoding: EncodingOptions | None = None,
+) -> Encoders:
+    """The encoders of a model: in this process, or, for several devices, one worker process for each.
+
+    Args:
+        source: a folder or a hub name; None is the offline default model.
+        device: "auto", "cpu", "cuda:1", …; several of them, such as ["cuda:0", "cuda:1"] or ["cpu", "cpu"].
+        runtime: "torch", or "onnx" for a folder that `export` wrote.
+        recipe: settings of `EncodingRecipe` that replace the model's own.
+        checkpoint: what to read and how; not for ONNX folders.
+        encoding: how texts are worked through.
+    """
+    if runtime not in ("torch", "onnx"):
+        raise InvalidOption(f"runtime = {runtime!r}", "'torch' or 'onnx'", "Choose one of the two.")
+    if runtime == "onnx" and checkpoint is not None:
+        raise InvalidOption("checkpoint options for a model in ONNX", "none", "They were settled by the export.")
+    if isinstance(device, str):
+        if runtime == "onnx":
+            return _of_host(_onnx_encoder(source, device, recipe, encoding))
+        return _of_tensors(encoder(source, device=device, recipe=recipe, checkpoint=checkpoint, encoding=encoding))
+    devices = list(device)
+    if len(devices) == 1:
+        return model(
+            source, device=devices[0], runtime=runtime, recipe=recipe, checkpoint=checkpoint, encoding=encoding
+        )
+    return _of_host(_process_encoder(source, devices, runtime, recipe, (checkpoint, encoding)))
+
+
+def with_progress(encoding: EncodingOptions | None, progress: Progress) -> EncodingOptions:
+    """The same options, and who is told how far the work has come."""
+    from lateinteraction.adapters.encoding.encoder import EncodingOptions
+
+    return evolve(encoding or EncodingOptions(), progress=progress)
+
+
+def _of_tensors(own: HuggingFaceEncoder) -> Encoders:
+    from lateinteraction.adapters.encoding.conversion import Converted
+    from lateinteraction.adapters.neural.transfer import to_numpy
+
+    return Encoders(Converted(own, to_numpy), lambda: own, own)
+
+
+def _of_host(host: WorkingEncoder[NDArray[Any]]) -> Encoders:
+    def tensors() -> WorkingEncoder[Tensor]:
+        from lateinteraction.adapters.encoding.conversion import Converted
+        from lateinteraction.adapters.neural.transfer import to_torch
+
+        return Converted(host, partial(to_torch, device="cpu"))
+
+    return Encoders(host, tensors)
 
 
 def encoder(
@@ -34,34 +120,135 @@ def encoder(
     *,
     device: str = "auto",
     recipe: Mapping[str, object] | None = None,
-    progress: Progress | None = None,
+    checkpoint: CheckpointOptions | None = None,
+    encoding: EncodingOptions | None = None,
 ) -> HuggingFaceEncoder:
-    """The encoder of a model.
-
-    Args:
-        source: a folder or a hub name; None is the offline default model.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        recipe: settings of `EncodingRecipe` that replace the model's own.
-        progress: told how many texts are encoded, of how many.
-    """
-    from lateinteraction.adapters.huggingface.checkpoint import EncoderOptions, load_plain_encoder
+    """The encoder of a model in PyTorch, in this process; arguments as in `model`."""
+    from lateinteraction.adapters.encoding.encoder import EncodingOptions
     from lateinteraction.adapters.huggingface.default_model import locate_default_model
+    from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
+    from lateinteraction.adapters.huggingface.reading import CheckpointOptions, read_checkpoint
 
-    return load_plain_encoder(
-        locate_default_model() if source is None else source,
-        recipe=EncodingRecipe().merge(recipe or {}),
-        options=EncoderOptions(device=device, progress=progress),
+    options = evolve(checkpoint or CheckpointOptions(), device=device)
+    read = read_checkpoint(locate_default_model() if source is None else source, recipe=recipe, options=options)
+    return HuggingFaceEncoder(read, encoding or EncodingOptions())
+
+
+def _onnx_encoder(
+    source: str | Path | None, device: str, recipe: Mapping[str, object] | None, encoding: EncodingOptions | None
+) -> OnnxEncoder:
+    from lateinteraction.adapters.encoding.encoder import EncodingOptions
+    from lateinteraction.adapters.onnx.encoder import OnnxEncoder, OnnxOptions
+
+    if device not in ("auto", "cpu"):
+        raise InvalidOption(f"device {device!r} for a model in ONNX", "'cpu'", "Use runtime='torch' on accelerators.")
+    if source is None:
+        raise InvalidOption("no folder of a model in ONNX", "the one that `export` wrote", "Name it.")
+    return OnnxEncoder(source, OnnxOptions(recipe=recipe or {}, encoding=encoding or EncodingOptions()))
+
+
+def _process_encoder(
+    source: str | Path | None,
+    devices: Sequence[str],
+    runtime: Runtime,
+    recipe: Mapping[str, object] | None,
+    options: tuple[CheckpointOptions | None, EncodingOptions | None],
+) -> ProcessEncoder:
+    """Workers with the same settings, but for their devices and a fair share of this machine's cores."""
+    import os
+    import sys
+
+    from lateinteraction.adapters.processes.encoder import Job, ProcessEncoder
+
+    checkpoint, encoding = options
+    if checkpoint is not None and checkpoint.projection is not None:
+        raise InvalidOption(
+            "a new projection for several devices", "a model that has one", "Make it on one device, save it, load that."
+        )
+    settings = {
+        "source": None if source is None else str(source),
+        "runtime": runtime,
+        "recipe": {
+            name: asdict(value) if isinstance(value, TokenPooling) else value for name, value in (recipe or {}).items()
+        },
+        "checkpoint": None if checkpoint is None else asdict(checkpoint),
+        "encoding": None if encoding is None else asdict(evolve(encoding, progress=None)),
+    }
+    on_cpu = sum(device in ("auto", "cpu") for device in devices)
+    threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu else None
+    return ProcessEncoder(
+        [sys.executable, "-P", "-m", "lateinteraction.entrypoints.worker"],
+        [Job(settings={**settings, "device": device}, threads=threads) for device in devices],
+        progress=None if encoding is None else encoding.progress,
     )
 
 
-def retriever(encoder: HuggingFaceEncoder, index: FlatIndex) -> Retriever[Tensor]:
+def serve_encoder(requests: BinaryIO, answers: BinaryIO) -> None:
+    """A worker's work: load what the first request describes, and answer the others."""
+    from lateinteraction.adapters.processes.serving import serve
+
+    serve(requests, answers, _worker_encoder)
+
+
+def _worker_encoder(job: Frame) -> WorkingEncoder[NDArray[Any]]:
+    from lateinteraction.adapters.encoding.encoder import EncodingOptions
+    from lateinteraction.adapters.huggingface.reading import CheckpointOptions
+
+    settings = job.message
+    checkpoint, encoding = settings["checkpoint"], settings["encoding"]
+    return model(
+        settings["source"],
+        device=settings["device"],
+        runtime=settings["runtime"],
+        recipe=settings["recipe"],
+        checkpoint=None if checkpoint is None else CheckpointOptions(**checkpoint),
+        encoding=None if encoding is None else EncodingOptions(**encoding),
+    ).host
+
+
+def save(encoders: Encoders, folder: str | Path, *, overwrite: bool = False) -> str:
+    """Write a model into a folder, as the layout that PyLate and sentence-transformers read too."""
+    from lateinteraction.adapters.huggingface.writing import FolderStore
+
+    return FolderStore(folder, overwrite=overwrite).save(_saved(encoders, "saved").checkpoint)
+
+
+def push(
+    encoders: Encoders, name: str, *, private: bool = True, token: str | None = None, revision: str | None = None
+) -> str:
+    """Put the same files on a hub."""
+    from lateinteraction.adapters.huggingface.hub import HubStore
+
+    store = HubStore(name, private=private, token=token, revision=revision)
+    return store.save(_saved(encoders, "pushed").checkpoint)
+
+
+def export(encoders: Encoders, folder: str | Path, *, weights: OnnxWeights = "float32", overwrite: bool = False) -> str:
+    """Write a model into a folder that ONNX Runtime runs without PyTorch."""
+    from lateinteraction.adapters.onnx.export import export_onnx
+
+    export_onnx(_saved(encoders, "exported").checkpoint, folder, weights=weights, overwrite=overwrite)
+    return str(folder)
+
+
+def _saved(encoders: Encoders, verb: str) -> HuggingFaceEncoder:
+    if encoders.own is None:
+        raise InvalidOption(
+            f"a model to be {verb} that runs in ONNX Runtime or in other processes",
+            "one that runs in PyTorch in this process",
+            "Load it with runtime='torch' on one device first.",
+        )
+    return encoders.own
+
+
+def retriever(encoder: Encoder[Tensor], index: FlatIndex) -> Retriever[Tensor]:
     """Search with an encoder over an index."""
     from lateinteraction.application.retrieval import Retriever
 
     return Retriever(encoder, index)
 
 
-def searcher(encoder: HuggingFaceEncoder, snapshot: FlatSnapshot) -> Searcher[Tensor]:
+def searcher(encoder: Encoder[Tensor], snapshot: FlatSnapshot) -> Searcher[Tensor]:
     """Search with an encoder over a state of an index."""
     from lateinteraction.application.retrieval import Searcher
 
@@ -75,7 +262,7 @@ def memory_index() -> FlatIndex:
     return FlatIndex()
 
 
-def reranker(encoder: HuggingFaceEncoder) -> Reranker[Tensor]:
+def reranker(encoder: Encoder[Tensor]) -> Reranker[Tensor]:
     """Rank given documents with an encoder and MaxSim."""
     from lateinteraction.adapters.neural.scorer import MaxSimScorer
     from lateinteraction.adapters.neural.transfer import to_host
@@ -84,7 +271,7 @@ def reranker(encoder: HuggingFaceEncoder) -> Reranker[Tensor]:
     return Reranker(encoder, MaxSimScorer(), to_host)
 
 
-def explainer(encoder: HuggingFaceEncoder) -> Explainer[Tensor]:
+def explainer(encoder: WorkingEncoder[Tensor]) -> Explainer[Tensor]:
     """Explain MaxSim scores of an encoder."""
     from lateinteraction.adapters.neural.scorer import MaxSimScorer
     from lateinteraction.adapters.neural.transfer import to_host
@@ -117,7 +304,8 @@ def baselines(
     from lateinteraction.application.retrieval import Retriever
 
     lexical = Bm25Ranker(documents)
-    raw = encoder(source, device=device, recipe={"normalise": False}, progress=progress)
+    encoding = None if progress is None else with_progress(None, progress)
+    raw = encoder(source, device=device, recipe={"normalise": False}, encoding=encoding)
     unit = raw.with_recipe(raw.recipe.merge({"normalise": True}))
     embeddings = raw.encode_documents(documents)
     tokens, vectors = memory_index(), memory_index()
@@ -157,7 +345,12 @@ def diagnose(device: str = "auto") -> dict[str, object]:
     packages = ("lateinteraction", "numpy", "attrs", "torch", "triton", "transformers", "tokenizers", "safetensors")
     return {
         "versions": {package: _version(package) for package in packages},
-        "extras": {"demo": _version("bm25s"), "testing": _version("hypothesis")},
+        "extras": {
+            "demo": _version("bm25s"),
+            "onnx": _version("onnxruntime"),
+            "pooling": _version("scipy"),
+            "testing": _version("hypothesis"),
+        },
         **describe_devices(device),
         "default_model": {
             "name": HUB_NAME,

@@ -21,6 +21,7 @@ BANNED_CALLS = {
     "multiprocessing.set_start_method",
 }  # fmt: skip
 BANNED_KEYWORDS = {"allow_pickle", "shell", "trust_remote_code"}
+PERSONS_OWN = {"self.trust_remote_code", "options.trust_remote_code"}  # said by who called, never read from a file
 
 
 def forbidden(path: str, tree: ast.Module) -> list[str]:
@@ -44,11 +45,13 @@ def _in_node(path: str, node: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, module
         case ast.Call(func=function, keywords=keywords):
             name = ast.unparse(function)
+            if name == "torch.load" and any(ast.unparse(each) == "weights_only=True" for each in keywords):
+                return  # reads tensors and nothing else
             if name in BANNED_CALLS or (name == "print" and not path.startswith("entrypoints/")):
                 yield node.lineno, f"{name}("
             for keyword in keywords:
                 refused = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
-                if keyword.arg in BANNED_KEYWORDS and not refused:
+                if keyword.arg in BANNED_KEYWORDS and not refused and ast.unparse(keyword.value) not in PERSONS_OWN:
                     yield node.lineno, f"{keyword.arg}={ast.unparse(keyword.value)}"
         case ast.ExceptHandler(type=caught):
             caught_names = {ast.unparse(each) for each in caught.elts} if isinstance(caught, ast.Tuple) else None
@@ -78,6 +81,8 @@ def test_no_module_contains_a_forbidden_construct(modules: dict[str, ast.Module]
         "eval('1')",
         "exec(text)",
         "weights = torch.load(path)",
+        "weights = torch.load(path, weights_only=False)",
+        "weights = torch.load(path, weights_only=trusted)",
         "settings = yaml.load(text)",
         "array = np.load(path, allow_pickle=True)",
         "model = AutoModel.from_pretrained(name, trust_remote_code=trusted)",
@@ -103,6 +108,7 @@ def test_a_planted_construct_is_seen(planted: str) -> None:
     [
         "try:\n    f()\nexcept ValueError:\n    pass",
         "np.load(path, allow_pickle=False)",
+        "torch.load(path, weights_only=True)",
         "AutoModel.from_pretrained(name, trust_remote_code=False)",
         "level = os.environ['LEVEL']",
         "model.eval()",

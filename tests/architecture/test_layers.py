@@ -21,7 +21,7 @@ THIRD_PARTY = {
     "api.py": {"attrs", "numpy"},
 }
 # These may name a type of an outer ring, or of torch, for the type checker alone.
-TYPES_FROM_ANYWHERE = ("api.py", "entrypoints/")
+TYPES_FROM_ANYWHERE = ("__init__.py", "api.py", "entrypoints/")
 
 
 def lint_imports(root: Path, source: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from lateinteraction.domain.errors import InvalidRecipe
-from lateinteraction.domain.recipe import EncodingRecipe
+from lateinteraction.domain.recipe import EncodingRecipe, TokenPooling
 
 MASKS = st.integers(0, 20).flatmap(lambda count: arrays.arrays(np.bool_, count))
 
@@ -103,21 +104,71 @@ def test_merging_checks_names_and_values() -> None:
 
 
 @given(MASKS)
-def test_special_tokens_of_a_query_are_kept_or_not(special: Any) -> None:
+def test_special_tokens_are_kept_or_not(special: Any) -> None:
     before = special.copy()
-    assert EncodingRecipe().keeps_query_tokens(special).all()
-    np.testing.assert_array_equal(EncodingRecipe(keep_special_tokens=False).keeps_query_tokens(special), ~special)
+    token_ids, none = np.zeros(len(special), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    assert EncodingRecipe().keeps_tokens(token_ids, special, none).all()
+    plain = EncodingRecipe(keep_special_tokens=False)
+    np.testing.assert_array_equal(plain.keeps_tokens(token_ids, special, none), ~special)
     np.testing.assert_array_equal(special, before)
 
 
 @given(MASKS, st.sets(st.integers(0, 5)), st.booleans(), st.randoms(use_true_random=False))
-def test_a_document_token_is_kept_by_its_own_id_alone(special: Any, skipped: set[int], keep: bool, random: Any) -> None:
+def test_a_token_is_kept_by_its_own_id_alone(special: Any, skipped: set[int], keep: bool, random: Any) -> None:
     token_ids = np.array([random.randint(0, 5) for _ in special], dtype=np.int64)
     recipe = EncodingRecipe(keep_special_tokens=keep)
-    kept = recipe.keeps_document_tokens(token_ids, special, np.array(sorted(skipped), dtype=np.int64))
+    kept = recipe.keeps_tokens(token_ids, special, np.array(sorted(skipped), dtype=np.int64))
     assert kept.dtype == np.bool_
     expected = [
         identifier not in skipped and (keep or not marker)
         for identifier, marker in zip(map(int, token_ids), map(bool, special), strict=True)
     ]
     assert list(map(bool, kept)) == expected
+
+
+@pytest.mark.parametrize("factor", [0.99, 0, -2, float("nan"), float("inf"), "2", True, None])
+def test_a_pooling_factor_is_a_finite_number_of_at_least_one(factor: Any) -> None:
+    with pytest.raises(InvalidRecipe, match="pooling factor"):
+        TokenPooling(factor)
+
+
+def test_pooling_protects_a_number_of_tokens_in_one_of_two_flavours() -> None:
+    assert TokenPooling(1).changes_nothing
+    assert not TokenPooling(1.01).changes_nothing
+    for wrong in (-1, 1.5, "1"):
+        with pytest.raises(InvalidRecipe, match="protected"):
+            TokenPooling(2, wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidRecipe, match="flavour"):
+        TokenPooling(2, 1, "ward")  # pyright: ignore[reportArgumentType]
+
+
+def test_pooling_may_be_given_as_json_holds_it() -> None:
+    given = {"factor": 2.5, "protected": 0, "flavour": "pylate"}
+    assert EncodingRecipe().merge({"pooling": given}).pooling == TokenPooling(2.5, 0, "pylate")
+    for wrong in ({}, {"factor": 2, "size": 3}, {"protected": 1}):
+        with pytest.raises(InvalidRecipe, match="pooling with settings"):
+            EncodingRecipe().merge({"pooling": wrong})
+    with pytest.raises(InvalidRecipe, match="pooling = 2"):
+        EncodingRecipe().merge({"pooling": 2})
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "query_length": st.integers(2, 512),
+            "document_prefix": st.sampled_from([None, "[D] "]),
+            "query_prompt": st.text(max_size=8),
+            "expansion": st.just("fixed"),
+            "expansion_token": st.sampled_from([None, "<end>"]),
+            "skiplist": st.lists(st.sampled_from(".,;!"), unique=True),
+            "query_skiplist": st.lists(st.sampled_from(".,;!"), unique=True),
+            "normalise": st.booleans(),
+            "dimension": st.none() | st.integers(1, 64),
+            "pooling": st.none() | st.builds(TokenPooling, st.floats(1, 9), st.integers(0, 3)),
+        },
+    )
+)
+def test_settings_written_as_json_read_back_as_the_same_recipe(settings: dict[str, Any]) -> None:
+    recipe = EncodingRecipe().merge(settings)
+    assert EncodingRecipe().merge(json.loads(json.dumps(recipe.settings()))) == recipe

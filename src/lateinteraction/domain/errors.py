@@ -2,6 +2,7 @@
 
     LateInteractionError
     ├── InvalidText            (ValueError)    a text, query or document that cannot be one
+    │   └── TextTooLong                        a text beyond the recipe's length, where that is an error
     ├── InvalidIdentifier      (ValueError)    an empty, non-string or repeated id
     │   └── DuplicateDocument                  an id that is given twice or already there
     ├── InvalidRecipe          (ValueError)    encoding settings that contradict each other
@@ -14,6 +15,8 @@
     ├── InvalidOption          (ValueError)    an option of an adapter or a command
     ├── UnknownDocument        (KeyError)      an id that is not there
     ├── MissingExtra           (ImportError)   an optional package that is not installed
+    ├── OutOfMemory            (MemoryError)   one text alone is too much for the device
+    ├── WorkerFailed           (RuntimeError)  a worker process that ended or did not answer
     ├── UnreadableFile         (OSError)       a file that cannot be read as what it should be
     └── InvalidModel           (OSError)       a folder that holds no usable model
         └── ModelMismatch                      weights whose digest is not the expected one
@@ -46,6 +49,10 @@ class LateInteractionError(Exception):
 
 class InvalidText(LateInteractionError, ValueError):
     """A text that is not a `str`, or that cannot be written as UTF-8."""
+
+
+class TextTooLong(InvalidText):
+    """A text of more tokens than the recipe allows, where cutting it was not asked for."""
 
 
 class InvalidIdentifier(LateInteractionError, ValueError):
@@ -94,6 +101,14 @@ class UnknownDocument(LateInteractionError, KeyError):
 
 class MissingExtra(LateInteractionError, ImportError):
     """An optional package that is needed now and is not installed."""
+
+
+class OutOfMemory(LateInteractionError, MemoryError):
+    """A batch of one text that does not fit into the device's memory."""
+
+
+class WorkerFailed(LateInteractionError, RuntimeError):
+    """A worker process that ended early or could not start."""
 
 
 class UnreadableFile(LateInteractionError, OSError):

@@ -6,7 +6,7 @@ Each docstring is the contract; `lateinteraction.testing.contracts` holds the su
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from attrs import field, frozen
 
@@ -19,6 +19,7 @@ from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.text import Document, DocumentId, Query
 from lateinteraction.domain.training import Targets, TrainingExample, TrainingReport
 
+M = TypeVar("M", contravariant=True)
 OnDuplicate = Literal["error", "skip", "replace"]
 
 
@@ -34,9 +35,12 @@ class AddReport:
 
 
 class Progress(Protocol):
-    """Told how far a long call has come; called from the thread that made the call."""
+    """Told how far a long call has come; called from the thread that made the call.
 
-    def __call__(self, done: int, total: int) -> None: ...
+    `total` is None where nobody knows: a stream that is still being read.
+    """
+
+    def __call__(self, done: int, total: int | None) -> None: ...
 
 
 class Encoder(Protocol[A]):
@@ -124,6 +128,14 @@ class DocumentStore(Protocol):
 
     def get(self, ids: Sequence[DocumentId]) -> list[Document]:
         """These documents, in this order; `UnknownDocument` when one is not there."""
+        ...
+
+
+class ModelStore(Protocol[M]):
+    """Keeps models: a folder, a hub. All of a model is there when `save` returns, or on an error none of it."""
+
+    def save(self, model: M) -> str:
+        """Where it is now, as a reader would name it."""
         ...
 
 

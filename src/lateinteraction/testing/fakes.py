@@ -451,9 +451,9 @@ def _loss_of(encoder: Encoder[Floats], loss: Loss[Floats], examples: Sequence[Tr
 class RecordingProgress:
     """A `Progress` that keeps every call as (done, total)."""
 
-    calls: list[tuple[int, int]] = field(factory=list, init=False)
+    calls: list[tuple[int, int | None]] = field(factory=list, init=False)
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int | None) -> None:
         self.calls.append((done, total))
 
     @property

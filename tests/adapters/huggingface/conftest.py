@@ -1,204 +1,234 @@
-"""Small random transformers of every family, saved as a hub would hold them."""
+"""Small checkpoints of every format, made by hand: no library that wrote the originals is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    DistilBertConfig,
-    ModernBertConfig,
-    MPNetConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    RobertaConfig,
-    XLMRobertaConfig,
-)
+from attrs import field, frozen
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
 
-CORPUS = [
-    "The quick brown fox jumps over the lazy dog, again and again; why?",
-    "Late interaction keeps an embedding for every token of a document!",
-    "A score is a sum of maxima (one for each token of the query).",
-    "naïve café — 漢字 and שלום, so 😀 it goes.",
-]
-POSITIONS = 64
-
-
-def wordpiece() -> PreTrainedTokenizerFast:
-    """As BERT's: [CLS] text [SEP], lower case, continuations marked."""
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]"]
-    backend.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=220, special_tokens=special))
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+MARKERS = {"query_prefix": "[Q] ", "document_prefix": "[D] "}
+TRANSFORMER_TYPES = {
+    "pylate": "sentence_transformers.models.Transformer",
+    "single": "sentence_transformers.models.Transformer",
+    "multi": "sentence_transformers.base.modules.transformer.Transformer",
+}
+MODULE_TYPES = {
+    "MultiVectorMask": "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask",
+    "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
+    "HierarchicalTokenPooling": (
+        "sentence_transformers.multi_vector_encoder.modules.token_pooling.HierarchicalTokenPooling"
+    ),
+    "Pooling": "sentence_transformers.models.Pooling",
+}
+DENSE_TYPES = {
+    "pylate": "pylate.models.Dense.Dense",
+    "single": "sentence_transformers.models.Dense",
+    "multi": "sentence_transformers.base.modules.dense.Dense",
+}
 
 
-def byte_level() -> PreTrainedTokenizerFast:
-    """As RoBERTa's: <s> text </s>, bytes, words told apart by the space before them."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    backend.train_from_iterator(CORPUS, trainer)
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-    )
+@frozen
+class DenseSpec:
+    """A dense layer to be written: PyLate's settings, and tensors by the name they have in the file."""
 
+    width: int = 16
+    input_width: int = 32
+    bias: bool = False
+    activation: str = "torch.nn.modules.linear.Identity"
+    residual: bool = False
+    more: Mapping[str, Any] = field(factory=dict)
 
-def unigram() -> PreTrainedTokenizerFast:
-    """As XLM-R's: <s> text </s>, pieces that carry the space before them as ▁."""
-    words = {f"▁{word}" for line in CORPUS for word in line.split()} | {"▁the", "▁fox", "▁,", "fox"}
-    letters = {chr(code) for code in range(33, 127)} | set("".join(CORPUS)) - {" "}
-    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")]
-    pieces = [(word, -4.0) for word in sorted(words)] + [(letter, -6.0) for letter in sorted(letters | {"▁"})]
-    backend = Tokenizer(models.Unigram([*special, *pieces], unk_id=3))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.add_special_tokens([token for token, _ in special])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        cls_token="<s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-    )
-
-
-def bare() -> PreTrainedTokenizerFast:
-    """As a decoder's: bytes, nothing before or after the text, padding on the left."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>", "<|mark|>"], initial_alphabet=alphabet
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>", padding_side="left"
-    )
-
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-LOUD = {"initializer_range": 0.4}  # so that a wrong position or mask is seen in the output
-FAMILIES: Mapping[str, tuple[Callable[[], PreTrainedTokenizerFast], Callable[[int], PreTrainedConfig]]] = (
-    MappingProxyType(
-        {
-            "bert": (
-                wordpiece,
-                lambda size: BertConfig(vocab_size=size, max_position_embeddings=POSITIONS, **SIZES, **LOUD),
-            ),
-            "distilbert": (
-                wordpiece,
-                lambda size: DistilBertConfig(
-                    vocab_size=size,
-                    max_position_embeddings=POSITIONS,
-                    dim=32,
-                    n_layers=2,
-                    n_heads=4,
-                    hidden_dim=48,
-                    **LOUD,
-                ),
-            ),
-            "roberta": (
-                byte_level,
-                lambda size: RobertaConfig(
-                    vocab_size=size, max_position_embeddings=POSITIONS + 2, pad_token_id=1, **SIZES, **LOUD
-                ),
-            ),
-            "mpnet": (
-                byte_level,
-                lambda size: MPNetConfig(
-                    vocab_size=size, max_position_embeddings=POSITIONS + 2, pad_token_id=1, **SIZES, **LOUD
-                ),
-            ),
-            "xlm-roberta": (
-                unigram,
-                lambda size: XLMRobertaConfig(
-                    vocab_size=size, max_position_embeddings=POSITIONS + 2, pad_token_id=1, **SIZES, **LOUD
-                ),
-            ),
-            "modernbert": (
-                wordpiece,
-                lambda size: ModernBertConfig(
-                    vocab_size=size,
-                    max_position_embeddings=POSITIONS,
-                    local_attention=8,
-                    global_attn_every_n_layers=2,
-                    pad_token_id=0,
-                    bos_token_id=2,
-                    eos_token_id=3,
-                    cls_token_id=2,
-                    sep_token_id=3,
-                    **SIZES,
-                    **LOUD,
-                ),
-            ),
-            "qwen2": (
-                bare,
-                lambda size: Qwen2Config(
-                    vocab_size=size, max_position_embeddings=POSITIONS, num_key_value_heads=2, **SIZES, **LOUD
-                ),
-            ),
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "in_features": self.input_width,
+            "out_features": self.width,
+            "bias": self.bias,
+            "activation_function": self.activation,
+            **({"use_residual": True} if self.residual else {}),
+            **self.more,
         }
-    )
-)
+
+    def tensors(self, seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (self.width, self.input_width)
+        tensors = {"linear.weight": torch.randn(shape, generator=generator) / 4}
+        if self.bias:
+            tensors["linear.bias"] = torch.randn(self.width, generator=generator)
+        if self.residual and self.width != self.input_width:
+            tensors["residual.weight"] = torch.randn(shape, generator=generator) / 4
+        return tensors
+
+
+@frozen
+class Builder:
+    """Makes a folder with each call."""
+
+    families: Mapping[str, Path]
+    marked: Mapping[str, Path]
+    scratch: Path
+    numbers: Any = field(factory=count)
+
+    def dense(self, *arguments: Any, **settings: Any) -> DenseSpec:
+        return DenseSpec(*arguments, **settings)
+
+    def plain(self, family: str = "bert") -> Path:
+        return Path(shutil.copytree(self.families[family], self.new_folder()))
+
+    def pylate(self, family: str = "bert", dense: Sequence[DenseSpec] = (DenseSpec(),), **settings: Any) -> Path:
+        """As PyLate 1.6 writes it, a setting of None left out."""
+        folder = self._with_modules("pylate", family, [("Dense", spec) for spec in dense])
+        usual = {
+            "model_type": "ColBERT",
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "MaxSim",
+            **MARKERS,
+            "query_length": 16,
+            "document_length": 40,
+            "attend_to_expansion_tokens": False,
+            "skiplist_words": [",", "."],
+            "do_query_expansion": True,
+        }
+        write(folder / "config_sentence_transformers.json", without_nones({**usual, **settings}))
+        write(folder / "sentence_bert_config.json", {"max_seq_length": 39, "do_lower_case": False})
+        return folder
+
+    def single_vector(
+        self,
+        family: str = "bert",
+        modules: Sequence[tuple[str, DenseSpec | Mapping[str, Any]]] = (("Pooling", {}), ("Normalize", {})),
+        sentence: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Path:
+        """As sentence-transformers 5 writes an embedding model."""
+        folder = self._with_modules("single", family, modules)
+        usual = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
+        write(folder / "config_sentence_transformers.json", without_nones({**usual, **settings}))
+        write(folder / "sentence_bert_config.json", sentence or {"max_seq_length": 48, "do_lower_case": False})
+        return folder
+
+    def multi_vector(
+        self,
+        family: str = "bert",
+        modules: Sequence[tuple[str, DenseSpec | Mapping[str, Any]]] | None = None,
+        sentence: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Path:
+        """As sentence-transformers 6 writes a MultiVectorEncoder."""
+        tokens = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+        mask = {"skiplist_words": [",", "."], "skiplist_tasks": ["document"], "keep_only_token_ids": None}
+        usual_modules = (("Dense", DenseSpec(more=tokens)), ("MultiVectorMask", mask), ("Normalize", tokens))
+        folder = self._with_modules("multi", family, usual_modules if modules is None else modules)
+        usual = {
+            "model_type": "MultiVectorEncoder",
+            "prompts": {"query": "[Q] ", "document": "[D] "},
+            "default_prompt_name": None,
+            "similarity_fn_name": None,
+        }
+        usual_sentence = {
+            "transformer_task": "feature-extraction",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            "module_output_name": "token_embeddings",
+            "document_length": 40,
+            "query_expansion": {"strategy": "fixed", "attend": False, "token": None, "length": 16},
+        }
+        write(folder / "config_sentence_transformers.json", {**usual, **settings})
+        write(folder / "sentence_bert_config.json", without_nones({**usual_sentence, **(sentence or {})}))
+        return folder
+
+    def stanford(self, family: str = "bert", width: int = 16, *, metadata: bool = True, **settings: Any) -> Path:
+        """As Stanford's ColBERT writes it: one weights file, the encoder under its prefix."""
+        folder = Path(shutil.copytree(self.marked[family], self.new_folder()))
+        prefix = AutoModel.from_pretrained(folder).base_model_prefix
+        tensors = load_file(folder / "model.safetensors")
+        stored = {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+        stored["linear.weight"] = DenseSpec(width).tensors(5)["linear.weight"]
+        save_file(stored, folder / "model.safetensors", {"format": "pt"})
+        edit(folder / "config.json", architectures=["HF_ColBERT"])
+        usual = {
+            "query_token_id": "[Q] ",
+            "doc_token_id": "[D] ",
+            "query_maxlen": 16,
+            "doc_maxlen": 40,
+            "attend_to_mask_tokens": False,
+            "mask_punctuation": False,
+            "dim": width,
+            "similarity": "cosine",
+            "nbits": 1,
+        }
+        if metadata:
+            write(folder / "artifact.metadata", without_nones({**usual, **settings}))
+        return folder
+
+    def new_folder(self) -> Path:
+        return self.scratch / f"model-{next(self.numbers)}"
+
+    def _with_modules(
+        self, library: str, family: str, modules: Sequence[tuple[str, DenseSpec | Mapping[str, Any]]]
+    ) -> Path:
+        folder = Path(shutil.copytree(self.marked[family], self.new_folder()))
+        listed = [{"idx": 0, "name": "0", "path": "", "type": TRANSFORMER_TYPES[library]}]
+        for number, (kind, content) in enumerate(modules, start=1):
+            path = f"{number}_{kind}"
+            (folder / path).mkdir()
+            if isinstance(content, DenseSpec):
+                write(folder / path / "config.json", content.settings)
+                save_file(content.tensors(number), folder / path / "model.safetensors", {"format": "pt"})
+            else:
+                write(folder / path / "config.json", content)
+            listed.append(
+                {
+                    "idx": number,
+                    "name": str(number),
+                    "path": path,
+                    "type": DENSE_TYPES[library] if kind == "Dense" else MODULE_TYPES[kind],
+                }
+            )
+        write(folder / "modules.json", listed)
+        return folder
+
+
+def write(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    write(file, {**json.loads(file.read_text()), **changes})
+
+
+def without_nones(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 @pytest.fixture(scope="session")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """A folder of each family: config.json, model.safetensors, tokenizer.json."""
+def marked_families(families: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The small models of every family, with a token for queries and one for documents added."""
     folders = {}
-    for name, (make_tokenizer, make_config) in FAMILIES.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        tokenizer = make_tokenizer()
+    for name, folder in families.items():
+        folders[name] = tmp_path_factory.mktemp(f"marked-{name}")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(list(MARKERS.values()))
+        model = AutoModel.from_pretrained(folder)
         with torch.random.fork_rng():
-            torch.manual_seed(17)
-            AutoModel.from_config(make_config(len(tokenizer))).save_pretrained(folders[name])
+            torch.manual_seed(23)
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.save_pretrained(folders[name])
         tokenizer.save_pretrained(folders[name])
     return folders
 
 
-@pytest.fixture(scope="session")
-def tokenizers(families: Mapping[str, Path]) -> Mapping[str, PreTrainedTokenizerFast]:
-    """The tokenizer of each family, as transformers loads it; for reading, never changed."""
-    return {name: AutoTokenizer.from_pretrained(folder) for name, folder in families.items()}
-
-
-@pytest.fixture(scope="session")
-def transformers(families: Mapping[str, Path]) -> Mapping[str, PreTrainedModel]:
-    """The model of each family, as transformers loads it."""
-    return {name: AutoModel.from_pretrained(folder).eval() for name, folder in families.items()}
+@pytest.fixture
+def checkpoints(families: Mapping[str, Path], marked_families: Mapping[str, Path], tmp_path: Path) -> Builder:
+    """Makes small checkpoints of every format; each call a new folder, free to be damaged."""
+    return Builder(families, marked_families, tmp_path)

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lateinteraction.adapters.huggingface.checkpoint import load_plain_encoder
 from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
+from lateinteraction.adapters.huggingface.reading import read_checkpoint
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.testing.contracts import TracingEncoderContract
 
@@ -25,7 +25,7 @@ class Loaded(TracingEncoderContract[Tensor]):
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def load(cls, tiny_model: Path) -> None:
-        cls.encoder = load_plain_encoder(tiny_model, recipe=cls.recipe)
+        cls.encoder = HuggingFaceEncoder(read_checkpoint(tiny_model, recipe=cls.recipe.settings()))
 
     def array(self, tensor: Tensor) -> NDArray[Any]:
         return tensor.numpy()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lateinteraction.adapters.huggingface.checkpoint import load_plain_encoder
 from lateinteraction.adapters.huggingface.default_model import (
     PACKAGE,
     WEIGHTS_SHA256,
@@ -16,6 +15,8 @@ from lateinteraction.adapters.huggingface.default_model import (
     describe_default_model,
     locate_default_model,
 )
+from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
+from lateinteraction.adapters.huggingface.reading import read_checkpoint
 from lateinteraction.domain.errors import InvalidModel, ModelMismatch
 from lateinteraction.domain.text import Document, DocumentId
 
@@ -38,7 +39,7 @@ def test_the_installed_model_is_the_published_one(default_model: Path) -> None:
 
 
 def test_the_default_model_encodes(default_model: Path) -> None:
-    encoder = load_plain_encoder(locate_default_model())
+    encoder = HuggingFaceEncoder(read_checkpoint(locate_default_model()))
     texts = ["The fox sleeps.", "A sleeping fox", "Interest rates rose."]
     fox, similar, other = encoder.encode_documents([Document(DocumentId(text), text) for text in texts])
     assert fox.shape[1] == 384

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, PreTrainedModel, PreTrainedTokenizerFast, T5Config
 
-from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder, plan_batches
+from lateinteraction.adapters.encoding.batches import plan_batches
+from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
 from lateinteraction.domain.embeddings import TokenEmbeddings
-from lateinteraction.domain.errors import InvalidModel, InvalidOption, InvalidRecipe, TruncatedTextWarning
+from lateinteraction.domain.errors import (
+    InvalidModel,
+    InvalidOption,
+    InvalidRecipe,
+    TruncatedTextWarning,
+)
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.text import Document, DocumentId, Query
 
@@ -27,6 +32,8 @@ Tokenizers = Mapping[str, PreTrainedTokenizerFast]
 Models = Mapping[str, PreTrainedModel]
 FAMILIES = ("bert", "distilbert", "roberta", "mpnet", "xlm-roberta", "modernbert", "qwen2")
 RECIPE = EncodingRecipe(query_length=16, document_length=48)
+Over = Callable[..., HuggingFaceEncoder]
+Make = Callable[..., HuggingFaceEncoder]
 TEXTS = (
     "the fox",
     "",
@@ -46,20 +53,6 @@ def documents(texts: Sequence[str]) -> list[Document]:
 
 def queries(texts: Sequence[str]) -> list[Query]:
     return [Query(text) for text in texts]
-
-
-@pytest.fixture
-def make(tokenizers: Tokenizers, transformers: Models) -> Callable[..., HuggingFaceEncoder]:
-    """An encoder of a family; keywords are settings of the recipe, `tokens_per_batch` and `progress` its own."""
-
-    def build(family: str = "bert", **settings: Any) -> HuggingFaceEncoder:
-        own = {name: settings.pop(name) for name in ("tokens_per_batch", "progress") if name in settings}
-        return HuggingFaceEncoder(transformers[family], tokenizers[family], RECIPE.merge(settings), **own)
-
-    return build
-
-
-Make = Callable[..., HuggingFaceEncoder]
 
 
 def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -119,10 +112,10 @@ def test_every_text_gets_what_the_model_gives_it_alone(
         torch.testing.assert_close(item, unit(alone(transformers[family], ids)), rtol=0, atol=1e-5)
 
 
-def test_a_trained_model_gives_what_a_plain_loop_gives(tiny_model: Path) -> None:
+def test_a_trained_model_gives_what_a_plain_loop_gives(over: Over, tiny_model: Path) -> None:
     model, tokenizer = AutoModel.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     texts = [" ".join(["late interaction of tokens", "and more"] * count) for count in range(1, 12)]
-    encoder = HuggingFaceEncoder(model, tokenizer, EncodingRecipe(), tokens_per_batch=256)
+    encoder = over(model, tokenizer, EncodingRecipe(), tokens_per_batch=256)
     for text, item in zip(texts, encoder.encode_documents(documents(texts)), strict=True):
         torch.testing.assert_close(item, unit(alone(model, tokenizer(text)["input_ids"])), rtol=0, atol=1e-5)
 
@@ -173,13 +166,11 @@ def test_a_prompt_is_part_of_what_the_model_reads(make: Make) -> None:
 
 
 @pytest.fixture(scope="module")
-def together(tokenizers: Tokenizers, transformers: Models) -> Mapping[str, TokenEmbeddings[Tensor]]:
+def together(over: Over, tokenizers: Tokenizers, transformers: Models) -> Mapping[str, TokenEmbeddings[Tensor]]:
     """All texts, encoded in one call, by family."""
     with truncation_aside():
         return {
-            family: HuggingFaceEncoder(transformers[family], tokenizers[family], RECIPE).encode_documents(
-                documents(TEXTS)
-            )
+            family: over(transformers[family], tokenizers[family], RECIPE).encode_documents(documents(TEXTS))
             for family in FAMILIES
         }
 
@@ -190,6 +181,7 @@ def together(tokenizers: Tokenizers, transformers: Models) -> Mapping[str, Token
     budget=st.integers(48, 300),
 )
 def test_an_item_does_not_depend_on_its_batch(
+    over: Over,
     tokenizers: Tokenizers,
     transformers: Models,
     together: Mapping[str, TokenEmbeddings[Tensor]],
@@ -197,7 +189,7 @@ def test_an_item_does_not_depend_on_its_batch(
     family: str,
     budget: int,
 ) -> None:
-    encoder = HuggingFaceEncoder(transformers[family], tokenizers[family], RECIPE, tokens_per_batch=budget)
+    encoder = over(transformers[family], tokenizers[family], RECIPE, tokens_per_batch=budget)
     with truncation_aside():
         some = encoder.encode_documents(documents([TEXTS[row] for row in chosen]))
     for row, item in zip(chosen, some, strict=True):
@@ -248,7 +240,7 @@ def test_a_mask_is_given_only_where_there_is_padding(make: Make, transformers: M
     (_, none), (ids, mask) = calls
     assert none is None
     assert mask is not None
-    assert mask.tolist() == [[1] * ids.shape[1], [1] * (ids.shape[1] - 1) + [0]]
+    assert mask.reshape(ids.shape).long().tolist() == [[1] * ids.shape[1], [1] * (ids.shape[1] - 1) + [0]]
 
 
 def test_sorting_by_length_leaves_little_padding(make: Make, transformers: Models) -> None:
@@ -310,12 +302,12 @@ def test_dimensions_are_cut_before_normalising(make: Make) -> None:
     assert make(dimension=5).encode_queries([]).tokens.shape == (0, 5)
 
 
-def test_a_zero_embedding_stays_zero(tokenizers: Tokenizers) -> None:
+def test_a_zero_embedding_stays_zero(over: Over, tokenizers: Tokenizers) -> None:
     model = AutoModel.from_config(BertConfig(vocab_size=220, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
     with torch.no_grad():
         for parameter in model.encoder.layer[0].output.LayerNorm.parameters():
             parameter.zero_()
-    encoder = HuggingFaceEncoder(model, tokenizers["bert"], EncodingRecipe())
+    encoder = over(model, tokenizers["bert"], EncodingRecipe())
     tokens = encoder.encode_documents(documents(["the fox"])).tokens
     assert len(tokens) > 2
     assert torch.count_nonzero(tokens) == 0
@@ -323,11 +315,11 @@ def test_a_zero_embedding_stays_zero(tokenizers: Tokenizers) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_weights_give_float32_embeddings_of_length_one(
-    families: Mapping[str, Path], make: Make, dtype: torch.dtype
+    over: Over, families: Mapping[str, Path], make: Make, dtype: torch.dtype
 ) -> None:
     model = AutoModel.from_pretrained(families["bert"], dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(families["bert"])
-    tokens = HuggingFaceEncoder(model, tokenizer, RECIPE).encode_documents(documents(TEXTS[:4])).tokens
+    tokens = over(model, tokenizer, RECIPE).encode_documents(documents(TEXTS[:4])).tokens
     assert tokens.dtype == torch.float32
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(len(tokens)))
     exact = make().encode_documents(documents(TEXTS[:4])).tokens
@@ -341,9 +333,9 @@ def test_embeddings_may_take_part_in_a_loss(make: Make) -> None:
     torch.testing.assert_close(weight.grad, tokens.sum(0))
 
 
-def test_a_model_left_in_training_mode_is_put_out_of_it(families: Mapping[str, Path], make: Make) -> None:
+def test_a_model_left_in_training_mode_is_put_out_of_it(over: Over, families: Mapping[str, Path], make: Make) -> None:
     model = AutoModel.from_pretrained(families["bert"]).train()
-    encoder = HuggingFaceEncoder(model, AutoTokenizer.from_pretrained(families["bert"]), RECIPE)
+    encoder = over(model, AutoTokenizer.from_pretrained(families["bert"]), RECIPE)
     torch.testing.assert_close(
         encoder.encode_documents(documents(["the fox"])).tokens, make().encode_documents(documents(["the fox"])).tokens
     )
@@ -435,34 +427,36 @@ def test_a_batch_that_cannot_hold_one_text_is_refused(make: Make) -> None:
         make(tokens_per_batch="64")
 
 
-def test_the_batch_grows_with_the_recipe_where_nobody_set_it(tiny_model: Path, make: Make) -> None:
+def test_the_batch_grows_with_the_recipe_where_nobody_set_it(over: Over, tiny_model: Path, make: Make) -> None:
     model, tokenizer = AutoModel.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     model.embeddings.position_embeddings = torch.nn.Embedding(2048, 128)
     model.embeddings.position_ids = torch.arange(2048)[None]
     model.embeddings.token_type_ids = torch.zeros(1, 2048, dtype=torch.long)
-    encoder = HuggingFaceEncoder(model, tokenizer, EncodingRecipe(document_length=2048))
+    encoder = over(model, tokenizer, EncodingRecipe(document_length=2048))
     assert encoder.encode_documents(documents(["a " * 2046])).lengths.tolist() == [2048]
     with pytest.raises(InvalidOption):
         make(tokens_per_batch=48).with_recipe(RECIPE.merge({"document_length": 64}))
 
 
-def test_a_tokenizer_the_model_does_not_know_is_refused(tokenizers: Tokenizers, transformers: Models) -> None:
+def test_a_tokenizer_the_model_does_not_know_is_refused(
+    over: Over, tokenizers: Tokenizers, transformers: Models
+) -> None:
     with pytest.raises(InvalidModel, match="token embeddings"):
-        HuggingFaceEncoder(transformers["bert"], tokenizers["roberta"], RECIPE)
+        over(transformers["bert"], tokenizers["roberta"], RECIPE)
 
 
-def test_a_model_with_a_decoder_is_refused(tokenizers: Tokenizers) -> None:
+def test_a_model_with_a_decoder_is_refused(over: Over, tokenizers: Tokenizers) -> None:
     config = T5Config(vocab_size=220, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, decoder_start_token_id=0)
     with pytest.raises(InvalidModel, match="decoder"):
-        HuggingFaceEncoder(AutoModel.from_config(config), tokenizers["bert"], RECIPE)
+        over(AutoModel.from_config(config), tokenizers["bert"], RECIPE)
 
 
 def test_attention_that_drops_unattended_tokens_is_refused_with_unattended_expansion(
-    families: Mapping[str, Path], tokenizers: Tokenizers
+    over: Over, families: Mapping[str, Path], tokenizers: Tokenizers
 ) -> None:
     model = AutoModel.from_pretrained(families["bert"])
     model.config._attn_implementation_internal = "flash_attention_2"
-    HuggingFaceEncoder(model, tokenizers["bert"], RECIPE)
-    HuggingFaceEncoder(model, tokenizers["bert"], RECIPE.merge({"expansion": "fixed", "attend_to_expansion": True}))
+    over(model, tokenizers["bert"], RECIPE)
+    over(model, tokenizers["bert"], RECIPE.merge({"expansion": "fixed", "attend_to_expansion": True}))
     with pytest.raises(InvalidRecipe, match="flash_attention_2"):
-        HuggingFaceEncoder(model, tokenizers["bert"], RECIPE.merge({"expansion": "fixed"}))
+        over(model, tokenizers["bert"], RECIPE.merge({"expansion": "fixed"}))

@@ -20,14 +20,24 @@ def to_host(tensor: Tensor) -> NDArray[Any]:
 
 
 def to_device(array: NDArray[Any] | Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on the device; shares memory where nothing has to move."""
+    """A tensor on the device; shares memory where nothing has to move.
+
+    What goes to a CUDA device is pinned first, so that nobody waits for the copy.
+    """
     tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def to_torch(embeddings: TokenEmbeddings[NDArray[Any]], device: torch.device | str) -> TokenEmbeddings[Tensor]:
     """The same embeddings as a tensor on the device."""
     return TokenEmbeddings(to_device(embeddings.tokens, device), embeddings.offsets)
+
+
+def to_numpy(embeddings: TokenEmbeddings[Tensor]) -> TokenEmbeddings[NDArray[Any]]:
+    """The same embeddings as a NumPy array."""
+    return TokenEmbeddings(to_host(embeddings.tokens), embeddings.offsets)
 
 
 def all_finite(tensor: Tensor) -> bool:

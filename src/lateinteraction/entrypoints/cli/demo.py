@@ -55,7 +55,7 @@ class _Pace:
         self._progress = progress
         self._reports: list[tuple[int, float]] = []
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int | None) -> None:
         self._reports.append((done, perf_counter()))
         self._progress(done, total)
 

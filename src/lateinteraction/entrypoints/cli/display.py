@@ -13,15 +13,17 @@ import unicodedata
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from lateinteraction.domain import ports
 from lateinteraction.domain.errors import TruncatedTextWarning
 from lateinteraction.domain.explanation import Explanation, TokenMatch
+from lateinteraction.domain.pace import Pace
 
 EXCERPT_LINES = 6
 STRONG, FAIR = 0.75, 0.5
@@ -62,12 +64,15 @@ def json_score(score: float) -> float | None:
 def encoding_progress() -> Generator[ports.Progress]:
     """A bar on standard error while the block loads a model and encodes; reports that come later are ignored."""
     console = notes()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"))
+    pace = Pace()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading the model", total=None)
+        task = bar.add_task("loading the model", total=None, pace="")
 
-        def update(done: int, total: int) -> None:
-            bar.update(task, description="encoding", completed=done, total=total)
+        def update(done: int, total: int | None) -> None:
+            nonlocal pace
+            pace = pace.after(done, total, monotonic())
+            bar.update(task, description="encoding", completed=done, total=total, pace=str(pace))
 
         yield update
 

@@ -1,29 +1,28 @@
 """Texts to ragged token ids, as a recipe says: cut to length, framed by special tokens and marker, expanded.
 
 What is kept follows from ids alone, so it is decided here, on the host; lengths and offsets are then known before
-the model runs. Batches, padding and the model belong to `encoder`.
+the model runs. Batches and padding belong to `batches`, the model to an engine.
 
-Shapes: N texts, T tokens in all, C tokens of the texts' own characters.
+Shapes: N texts, S sequences that the model sees, T tokens in all, C tokens of the texts' own characters.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, cast
+from typing import Literal
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, fields, frozen
 from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
 
 from lateinteraction.domain.embeddings import Offsets, TokenTrace, offsets_of
-from lateinteraction.domain.errors import InvalidModel, InvalidRecipe
+from lateinteraction.domain.errors import InvalidModel, InvalidRecipe, TextTooLong
 from lateinteraction.domain.recipe import EncodingRecipe
 
-if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
-    from transformers import PreTrainedTokenizerBase
+OnTooLong = Literal["truncate", "split", "error"]
 
 TEXTS_AT_ONCE = 2_048
 """Texts handed to the tokenizer in one call; its results weigh a hundred times the ids, so they must not pile up."""
@@ -31,46 +30,74 @@ TEXTS_AT_ONCE = 2_048
 _SPACES = " ▁Ġ"  # as vocabularies write them: as they are, SentencePiece, byte-level BPE
 
 
+@frozen
+class SpecialTokens:
+    """Ids that have a meaning of their own; None where a vocabulary has no such token."""
+
+    mask: int | None = None
+    end: int | None = None
+    padding: int | None = None
+    unknown: int | None = None
+
+
 @frozen(eq=False)
 class TokenisedTexts:
-    """N texts as token ids, and what is to happen to each token.
+    """N texts as S sequences of token ids, and what is to happen to each token.
 
     Args:
         token_ids: int64 (T,), everything the model sees except padding.
         kept: bool (T,), which tokens keep an embedding.
-        offsets: int64 (N+1,), the tokens of each text.
-        attended: int64 (N,), how many leading tokens of each text the others may attend to.
-        truncated: int64, positions of the texts that were cut.
+        offsets: int64 (S+1,), the tokens of each sequence.
+        attended: int64 (S,), how many leading tokens of each sequence the others may attend to.
+        items: int64 (N+1,), the sequences of each text: one, unless a long text was split.
+        long: int64, positions of the texts that were longer than the recipe allows.
+        lost: int64, of each of those, how many of its tokens nobody sees: none where it was split.
     """
 
     token_ids: NDArray[np.int64]
     kept: NDArray[np.bool_]
     offsets: Offsets
     attended: NDArray[np.int64]
-    truncated: NDArray[np.int64]
+    items: Offsets
+    long: NDArray[np.int64]
+    lost: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.items) - 1
 
     @property
     def kept_offsets(self) -> Offsets:
         """Offsets (N+1,) of the texts among the kept tokens."""
-        return offsets_of(self.kept)[self.offsets]
+        return offsets_of(self.kept)[self.offsets][self.items]
 
 
 class RecipeTokeniser:
-    """A fast tokenizer that follows a recipe. Holds its own copy of the tokenizer and never changes it: thread-safe.
+    """A tokenizer that follows a recipe. Holds its own copy of the tokenizer and never changes it: thread-safe.
 
     Args:
-        tokenizer: any transformers tokenizer with a `tokenizers` backend.
-        recipe: lengths, markers, prompts, expansion and skiplist to follow.
+        tokenizer: from a tokenizer.json.
+        specials: which ids it masks, ends, pads and gives up with.
+        recipe: lengths, markers, prompts, expansion and skiplists to follow.
+        on_too_long: what becomes of a text beyond the recipe's length: cut it, read it in several sequences that
+            make one item, or raise.
 
     Raises:
-        InvalidModel: a tokenizer without that backend, without a vocabulary, or that frames texts in an unknown way.
+        InvalidModel: a tokenizer without a vocabulary, or that frames texts in an unknown way.
         InvalidRecipe: a setting this tokenizer cannot honour.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, recipe: EncodingRecipe) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        specials: SpecialTokens,
+        recipe: EncodingRecipe,
+        on_too_long: OnTooLong = "truncate",
+    ) -> None:
         self._recipe = recipe
-        self._tokenizer = _own_backend(tokenizer)
-        self.padding_id = _id_of(tokenizer.pad_token_id) or 0
+        self._on_too_long: OnTooLong = on_too_long
+        self._tokenizer = _own_copy(tokenizer)
+        # Padding never counts, so any id that has an embedding serves a vocabulary without one.
+        self.padding_id = next((each for each in (specials.padding, specials.end) if each is not None), 0)
         self.largest_id = max(self._tokenizer.get_vocab().values())
         before, after = _probe_template(self._tokenizer)
         self._queries = _Frame(
@@ -79,7 +106,8 @@ class RecipeTokeniser:
             before=_mark(before, recipe.query_prefix, "query_prefix", self._tokenizer),
             after=after,
             length=recipe.query_length,
-            filler=_filler(tokenizer, recipe),
+            skipped=resolve_skiplist(self._tokenizer, recipe.query_skiplist, specials.unknown),
+            filler=_filler(self._tokenizer, specials, recipe),
             filler_attended=recipe.attend_to_expansion,
         )
         self._documents = _Frame(
@@ -88,48 +116,74 @@ class RecipeTokeniser:
             before=_mark(before, recipe.document_prefix, "document_prefix", self._tokenizer),
             after=after,
             length=recipe.document_length,
+            skipped=resolve_skiplist(self._tokenizer, recipe.skiplist, specials.unknown),
         )
-        self._skipped = resolve_skiplist(self._tokenizer, recipe.skiplist, _id_of(tokenizer.unk_token_id))
 
     def queries(self, texts: Sequence[str]) -> TokenisedTexts:
         """Tokens of queries, expanded where the recipe says so."""
-        return _tokenised(*self._read_queries(texts))
+        return self._tokenised(*self._read(texts, self._queries))
 
     def documents(self, texts: Sequence[str]) -> TokenisedTexts:
         """Tokens of documents; those of the skiplist keep no embedding."""
-        return _tokenised(*self._read_documents(texts))
+        return self._tokenised(*self._read(texts, self._documents))
 
     def trace_queries(self, texts: Sequence[str]) -> TokenTrace:
         """Ids and characters of exactly the tokens that `queries` keeps."""
-        return _trace(*self._read_queries(texts, spans=True))
+        return self._trace(*self._read(texts, self._queries, spans=True))
 
     def trace_documents(self, texts: Sequence[str]) -> TokenTrace:
         """Ids and characters of exactly the tokens that `documents` keeps."""
-        return _trace(*self._read_documents(texts, spans=True))
+        return self._trace(*self._read(texts, self._documents, spans=True))
 
-    def _read_queries(
-        self, texts: Sequence[str], *, spans: bool = False
+    def _read(
+        self, texts: Sequence[str], frame: _Frame, *, spans: bool = False
     ) -> tuple[_Contents, _Layout, NDArray[np.bool_]]:
-        contents = self._contents(texts, self._queries, spans=spans)
-        layout = _lay_out(self._queries, contents)
-        return contents, layout, self._recipe.keeps_query_tokens(layout.special)
-
-    def _read_documents(
-        self, texts: Sequence[str], *, spans: bool = False
-    ) -> tuple[_Contents, _Layout, NDArray[np.bool_]]:
-        contents = self._contents(texts, self._documents, spans=spans)
-        layout = _lay_out(self._documents, contents)
-        kept = self._recipe.keeps_document_tokens(layout.token_ids, layout.special, self._skipped)
-        return contents, layout, kept
+        contents = self._contents(texts, frame, spans=spans)
+        layout = _lay_out(frame, contents)
+        return contents, layout, self._recipe.keeps_tokens(layout.token_ids, layout.special, frame.skipped)
 
     def _contents(self, texts: Sequence[str], frame: _Frame, *, spans: bool) -> _Contents:
-        encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
+        splits = self._on_too_long == "split" and bool(frame.prompt)
+        encode = self._tokenizer.encode_batch if spans or splits else self._tokenizer.encode_batch_fast
         parts = [_Contents.none()]
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             chunk = texts[first : first + TEXTS_AT_ONCE]
             prompted = ["" if not text or text.isspace() else frame.prompt + text for text in chunk]
-            parts.append(_cut(encode(prompted, add_special_tokens=False), frame.room, first, spans=spans))
+            encodings = encode(prompted, add_special_tokens=False)
+            if self._on_too_long == "split":
+                part = _split(encodings, frame, first, spans=spans)
+            else:
+                part = _cut(encodings, frame.room, first, spans=spans)
+            self._check_lengths(part, frame)
+            parts.append(part)
         return _joined(parts).after_prompt(len(frame.prompt))
+
+    def _check_lengths(self, part: _Contents, frame: _Frame) -> None:
+        if self._on_too_long == "error" and len(part.long):
+            raise TextTooLong(
+                f"{len(part.long)} texts that are too long, that at position {part.long[0]} by {part.lost[0]} tokens",
+                f"at most {frame.length} tokens, {frame.length - frame.room} markers included",
+                f"Raise {frame.setting}_length, or use on_too_long='split' or 'truncate'.",
+            )
+
+    @staticmethod
+    def _tokenised(contents: _Contents, layout: _Layout, kept: NDArray[np.bool_]) -> TokenisedTexts:
+        items = offsets_of(contents.sequences)
+        return TokenisedTexts(
+            layout.token_ids, kept, layout.offsets, layout.attended, items, contents.long, contents.lost
+        )
+
+    @staticmethod
+    def _trace(contents: _Contents, layout: _Layout, kept: NDArray[np.bool_]) -> TokenTrace:
+        """Tokens that stand for no character lie where they are: at 0 before the content, at its end after it."""
+        spans = np.zeros((len(layout.token_ids), 2), dtype=np.int64)
+        spans[layout.content] = contents.spans
+        last_token = np.maximum.accumulate(np.where(layout.content, np.arange(len(spans)), -1))
+        own = last_token >= np.repeat(layout.offsets[:-1], np.diff(layout.offsets))
+        after = ~layout.content & own
+        spans[after] = spans[last_token[after], 1][:, None]
+        offsets = offsets_of(kept)[layout.offsets][offsets_of(contents.sequences)]
+        return TokenTrace(layout.token_ids[kept], spans[kept, 0], spans[kept, 1], offsets)
 
 
 def resolve_skiplist(tokenizer: Tokenizer, words: Sequence[str], unknown_id: int | None) -> NDArray[np.int64]:
@@ -156,7 +210,7 @@ def resolve_skiplist(tokenizer: Tokenizer, words: Sequence[str], unknown_id: int
     return np.array(sorted(skipped), dtype=np.int64)
 
 
-@frozen
+@frozen(eq=False)
 class _Frame:
     """What surrounds the tokens of a text, and how long the whole may be.
 
@@ -164,6 +218,7 @@ class _Frame:
         setting: the role, as the recipe's settings spell it.
         before, after: ids put on either side; the marker is among the former.
         length: most tokens of the whole.
+        skipped: ids that keep no embedding.
         filler: id that fills every text up to `length`, or None.
     """
 
@@ -172,6 +227,7 @@ class _Frame:
     before: tuple[int, ...]
     after: tuple[int, ...]
     length: int
+    skipped: NDArray[np.int64]
     filler: int | None = None
     filler_attended: bool = False
 
@@ -191,28 +247,31 @@ class _Frame:
 
 @frozen(eq=False)
 class _Contents:
-    """The tokens of the texts' own characters, cut to their room.
+    """The tokens of the texts' own characters and prompts, fitted to their room.
 
     Args:
         token_ids: int64 (C,).
-        counts: int64 (N,), of each text.
-        truncated: int64, positions of the texts that were cut.
+        counts: int64 (S,), of each sequence.
+        sequences: int64 (N,), of each text; 1, unless it was split.
+        long, lost: as in `TokenisedTexts`.
         spans: int64 (C, 2), first and last character; (0, 2) where nobody asked.
     """
 
     token_ids: NDArray[np.int64]
     counts: NDArray[np.int64]
-    truncated: NDArray[np.int64]
+    sequences: NDArray[np.int64]
+    long: NDArray[np.int64]
+    lost: NDArray[np.int64]
     spans: NDArray[np.int64]
 
     @classmethod
     def none(cls) -> _Contents:
         nothing = np.zeros(0, dtype=np.int64)
-        return cls(nothing, nothing, nothing, nothing.reshape(0, 2))
+        return cls(nothing, nothing, nothing, nothing, nothing, nothing.reshape(0, 2))
 
     def after_prompt(self, length: int) -> _Contents:
         """Spans counted from the text's first character; those of the prompt shrink to nothing."""
-        return _Contents(self.token_ids, self.counts, self.truncated, np.maximum(self.spans - length, 0))
+        return evolve(self, spans=np.maximum(self.spans - length, 0))
 
 
 @frozen(eq=False)
@@ -226,29 +285,19 @@ class _Layout:
     attended: NDArray[np.int64]
 
 
-def _own_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    if not tokenizer.is_fast:
-        raise InvalidModel(
-            f"the tokenizer of {tokenizer.name_or_path!r}, a {type(tokenizer).__name__}",
-            "one with a `tokenizers` backend (a tokenizer.json)",
-            "Convert it with transformers and save it again.",
-        )
+def _own_copy(tokenizer: Tokenizer) -> Tokenizer:
     # A published tokenizer.json may switch truncation and padding on, and other users of a shared one may at any time.
-    own = copy.deepcopy(cast("Tokenizer", tokenizer.backend_tokenizer))
+    own = copy.deepcopy(tokenizer)
     own.no_truncation()
     own.no_padding()
-    if own.get_vocab_size() <= len(set(tokenizer.all_special_ids)):
+    special = sum(token.special for token in own.get_added_tokens_decoder().values())
+    if own.get_vocab_size() <= special:
         raise InvalidModel(
-            f"the tokenizer of {tokenizer.name_or_path!r}, which knows only its special tokens",
+            f"a tokenizer that knows only its {special} special tokens",
             "a vocabulary",
             "Put the model's tokenizer.json beside its weights.",
         )
     return own
-
-
-def _id_of(special: object) -> int | None:
-    """A special token's id, which transformers types as nearly anything."""
-    return special if isinstance(special, int) else None
 
 
 def _probe_template(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -281,17 +330,21 @@ def _mark(before: tuple[int, ...], prefix: str | None, setting: str, tokenizer: 
     return (*before[:1], marker, *before[1:])
 
 
-def _filler(tokenizer: PreTrainedTokenizerBase, recipe: EncodingRecipe) -> int | None:
+def _filler(tokenizer: Tokenizer, specials: SpecialTokens, recipe: EncodingRecipe) -> int | None:
     if recipe.expansion == "none":
         return None
-    mask = _id_of(tokenizer.mask_token_id)
-    if mask is None:
+    if recipe.expansion_token is not None:
+        filler = tokenizer.token_to_id(recipe.expansion_token)
+    else:
+        filler = specials.end if specials.mask is None else specials.mask
+    if filler is None:
         raise InvalidRecipe(
-            "expansion = 'fixed' with a tokenizer that has no mask token",
-            "a mask token to expand with",
-            "Use expansion='none'.",
+            "expansion = 'fixed' with a tokenizer that has no "
+            + ("mask and no end token" if recipe.expansion_token is None else f"token {recipe.expansion_token!r}"),
+            "a token to expand with",
+            "Use expansion='none', or name an expansion_token it has.",
         )
-    return mask
+    return filler
 
 
 def _single_token(tokenizer: Tokenizer, left: str, word: str) -> int | None:
@@ -308,23 +361,64 @@ def _single_token(tokenizer: Tokenizer, left: str, word: str) -> int | None:
 
 
 def _cut(encodings: Sequence[Encoding], room: int, first: int, *, spans: bool) -> _Contents:
-    """Contents of one chunk whose first text is at position `first`."""
+    """Contents of one chunk whose first text is at position `first`, without what is beyond the room."""
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
     counts = np.minimum(lengths, room)
-    total = int(counts.sum())
-    ids = np.fromiter(chain.from_iterable(encoding.ids[:room] for encoding in encodings), np.int64, total)
-    pairs = chain.from_iterable(chain.from_iterable(encoding.offsets[:room]) for encoding in encodings)
-    characters = np.fromiter(pairs, np.int64, 2 * total) if spans else np.zeros(0, np.int64)
-    return _Contents(ids, counts, first + np.flatnonzero(lengths > room), characters.reshape(-1, 2))
+    long = np.flatnonzero(lengths > room)
+    ids = chain.from_iterable(encoding.ids[:room] for encoding in encodings)
+    pairs = chain.from_iterable(encoding.offsets[:room] for encoding in encodings) if spans else ()
+    return _Contents(
+        np.fromiter(ids, np.int64, int(counts.sum())),
+        counts,
+        np.ones(len(encodings), dtype=np.int64),
+        first + long,
+        lengths[long] - room,
+        _pairs(pairs),
+    )
+
+
+def _split(encodings: Sequence[Encoding], frame: _Frame, first: int, *, spans: bool) -> _Contents:
+    """Contents of one chunk, every long text in several sequences; each begins with the prompt."""
+    ids: list[int] = []
+    pairs: list[tuple[int, int]] = []
+    counts: list[int] = []
+    sequences: list[int] = []
+    for encoding in encodings:
+        own, places = encoding.ids, encoding.offsets if spans else []
+        is_long = len(own) > frame.room
+        head = sum(end <= len(frame.prompt) for _, end in encoding.offsets) if is_long and frame.prompt else 0
+        step = frame.room - head
+        if step < 1:
+            raise InvalidRecipe(
+                f"a {frame.setting}_prompt of {head} tokens in {frame.setting}_length = {frame.length}",
+                "room for at least one token of the text",
+                f"Raise {frame.setting}_length, or shorten the prompt.",
+            )
+        starts = range(head, len(own), step) if is_long else range(1)
+        for start in starts:
+            body = slice(start, start + step)
+            ids += own[:head] + own[body]
+            pairs += places[:head] + places[body]
+            counts.append(head + len(own[body]))
+        sequences.append(len(starts))
+    split = np.array(sequences, dtype=np.int64)
+    long = np.flatnonzero(split > 1)
+    return _Contents(
+        np.array(ids, dtype=np.int64),
+        np.array(counts, dtype=np.int64),
+        split,
+        first + long,
+        np.zeros_like(long),
+        _pairs(pairs),
+    )
+
+
+def _pairs(pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    return np.fromiter(chain.from_iterable(pairs), np.int64).reshape(-1, 2)
 
 
 def _joined(parts: Sequence[_Contents]) -> _Contents:
-    return _Contents(
-        np.concatenate([part.token_ids for part in parts]),
-        np.concatenate([part.counts for part in parts]),
-        np.concatenate([part.truncated for part in parts]),
-        np.concatenate([part.spans for part in parts]),
-    )
+    return _Contents(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(_Contents)))
 
 
 def _lay_out(frame: _Frame, contents: _Contents) -> _Layout:
@@ -347,18 +441,3 @@ def _lay_out(frame: _Frame, contents: _Contents) -> _Layout:
         token_ids[(offsets[:-1] + last)[occupied] + step] = token_id
     special = ~content & (place < np.repeat(unfilled, lengths))
     return _Layout(token_ids, content, special, offsets, lengths if frame.filler_attended else unfilled)
-
-
-def _tokenised(contents: _Contents, layout: _Layout, kept: NDArray[np.bool_]) -> TokenisedTexts:
-    return TokenisedTexts(layout.token_ids, kept, layout.offsets, layout.attended, contents.truncated)
-
-
-def _trace(contents: _Contents, layout: _Layout, kept: NDArray[np.bool_]) -> TokenTrace:
-    """Tokens that stand for no character lie where they are: at 0 before the content, at its end after it."""
-    spans = np.zeros((len(layout.token_ids), 2), dtype=np.int64)
-    spans[layout.content] = contents.spans
-    last_token = np.maximum.accumulate(np.where(layout.content, np.arange(len(spans)), -1))
-    own = last_token >= np.repeat(layout.offsets[:-1], np.diff(layout.offsets))
-    after = ~layout.content & own
-    spans[after] = spans[last_token[after], 1][:, None]
-    return TokenTrace(layout.token_ids[kept], spans[kept, 0], spans[kept, 1], offsets_of(kept)[layout.offsets])

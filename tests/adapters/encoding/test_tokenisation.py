@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lateinteraction.adapters.huggingface.tokenisation import (
+from lateinteraction.adapters.encoding.tokenisation import (
     TEXTS_AT_ONCE,
     RecipeTokeniser,
+    SpecialTokens,
     TokenisedTexts,
     resolve_skiplist,
 )
+from lateinteraction.adapters.huggingface.encoder import tokeniser_of
 from lateinteraction.domain.errors import InvalidModel, InvalidRecipe
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.testing import strategies
@@ -60,7 +62,7 @@ def recipe(**settings: Any) -> EncodingRecipe:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_are_those_of_the_tokenizer_itself_with_truncation(tokenizers: Tokenizers, family: str) -> None:
-    tokenised = RecipeTokeniser(tokenizers[family], recipe()).documents(AWKWARD)
+    tokenised = tokeniser_of(tokenizers[family], recipe()).documents(AWKWARD)
     for text, ids in zip(AWKWARD, items(tokenised), strict=True):
         framed = tokenizers[family](text, truncation=True, max_length=24)["input_ids"]
         assert ids == (framed if content_of(tokenizers[family], text) else [])
@@ -74,7 +76,7 @@ def test_a_query_is_before_marker_text_after_and_masks(
     marker = tokenizer.convert_ids_to_tokens(5)
     expansion = "none" if tokenizer.mask_token is None else "fixed"
     settings = recipe(query_prefix=marker if marked else None, expansion=expansion, query_prompt="find: ")
-    tokenised = RecipeTokeniser(tokenizer, settings).queries(texts)
+    tokenised = tokeniser_of(tokenizer, settings).queries(texts)
     framed = tokenizer("a")["input_ids"]
     own = tokenizer("a", add_special_tokens=False)["input_ids"]
     before, after = ([], []) if framed == own else (framed[:1], framed[-1:])
@@ -103,7 +105,7 @@ def test_tokens_are_those_of_pylate(case: tuple[str, dict[str, Any]]) -> None:
         attend_to_expansion=name.endswith("attend_expansion"),
         skiplist=("the", "a") if name.endswith("the_a") else tuple(string.punctuation),
     )
-    tokeniser = RecipeTokeniser(tokenizer, settings)
+    tokeniser = tokeniser_of(tokenizer, settings)
     tokenised = (tokeniser.queries if name.startswith("queries") else tokeniser.documents)(golden["texts"])
     assert items(tokenised) == golden["token_ids"]
     assert tokenised.attended.tolist() == golden["attended"]
@@ -117,34 +119,34 @@ def test_tokens_are_those_of_pylate(case: tuple[str, dict[str, Any]]) -> None:
 def test_exactly_the_texts_beyond_the_limit_are_reported_cut(tokenizers: Tokenizers, family: str) -> None:
     tokenizer = tokenizers[family]
     texts = ["x " * count for count in range(1, 40)]
-    tokenised = RecipeTokeniser(tokenizer, recipe()).documents(texts)
+    tokenised = tokeniser_of(tokenizer, recipe()).documents(texts)
     whole = [len(tokenizer(text)["input_ids"]) for text in texts]
-    assert tokenised.truncated.tolist() == [row for row, length in enumerate(whole) if length > 24]
+    assert tokenised.long.tolist() == [row for row, length in enumerate(whole) if length > 24]
     assert np.diff(tokenised.offsets).tolist() == [min(length, 24) for length in whole]
 
 
 def test_a_marker_takes_a_place_from_the_text(tokenizers: Tokenizers) -> None:
     text = " ".join("abcdefghij")
-    plain = RecipeTokeniser(tokenizers["bert"], recipe()).queries([text])
-    marked = RecipeTokeniser(tokenizers["bert"], recipe(query_prefix="[unused0]")).queries([text])
-    assert plain.truncated.tolist() == []
-    assert marked.truncated.tolist() == [0]
+    plain = tokeniser_of(tokenizers["bert"], recipe()).queries([text])
+    marked = tokeniser_of(tokenizers["bert"], recipe(query_prefix="[unused0]")).queries([text])
+    assert plain.long.tolist() == []
+    assert marked.long.tolist() == [0]
     assert len(plain.token_ids) == len(marked.token_ids) == 12
 
 
 def test_cuts_are_counted_over_all_chunks(tokenizers: Tokenizers) -> None:
     texts = ["fox"] * (TEXTS_AT_ONCE + 3)
     texts[1] = texts[TEXTS_AT_ONCE] = "fox " * 40
-    tokenised = RecipeTokeniser(tokenizers["bert"], recipe()).documents(texts)
-    assert tokenised.truncated.tolist() == [1, TEXTS_AT_ONCE]
+    tokenised = tokeniser_of(tokenizers["bert"], recipe()).documents(texts)
+    assert tokenised.long.tolist() == [1, TEXTS_AT_ONCE]
     assert items(tokenised)[-1] == items(tokenised)[0]
     assert len(items(tokenised)) == len(texts)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_line_of_a_megabyte_is_cut_like_any_other(tokenizers: Tokenizers, family: str) -> None:
-    tokenised = RecipeTokeniser(tokenizers[family], recipe()).documents(["the fox " * 131_072, "x" * 1_048_576])
-    assert tokenised.truncated[0] == 0
+    tokenised = tokeniser_of(tokenizers[family], recipe()).documents(["the fox " * 131_072, "x" * 1_048_576])
+    assert tokenised.long[0] == 0
     assert items(tokenised)[0] == tokenizers[family]("the fox " * 40, truncation=True, max_length=24)["input_ids"]
 
 
@@ -156,7 +158,7 @@ def kept_ids(tokenised: TokenisedTexts) -> list[int]:
 
 
 def test_every_token_is_kept_by_default(tokenizers: Tokenizers) -> None:
-    tokeniser = RecipeTokeniser(tokenizers["bert"], EncodingRecipe())
+    tokeniser = tokeniser_of(tokenizers["bert"], EncodingRecipe())
     assert tokeniser.documents(AWKWARD).kept.all()
     assert tokeniser.queries(AWKWARD).kept.all()
 
@@ -165,20 +167,20 @@ def test_without_special_tokens_text_and_expansion_stay(tokenizers: Tokenizers) 
     settings = recipe(
         keep_special_tokens=False, query_prefix="[unused0]", document_prefix="[unused1]", expansion="fixed"
     )
-    tokeniser = RecipeTokeniser(tokenizers["bert"], settings)
+    tokeniser = tokeniser_of(tokenizers["bert"], settings)
     fox = tokenizers["bert"]("fox", add_special_tokens=False)["input_ids"]
     assert kept_ids(tokeniser.documents(["fox"])) == fox
     assert kept_ids(tokeniser.queries(["fox"])) == fox + [4] * (12 - len(fox) - 3)
 
 
 def test_a_special_token_that_the_text_spells_is_text(tokenizers: Tokenizers) -> None:
-    tokeniser = RecipeTokeniser(tokenizers["bert"], recipe(keep_special_tokens=False))
+    tokeniser = tokeniser_of(tokenizers["bert"], recipe(keep_special_tokens=False))
     assert kept_ids(tokeniser.documents(["[SEP] [CLS]"])) == [3, 2]
 
 
 def test_skipped_words_go_from_documents_and_stay_in_queries(tokenizers: Tokenizers) -> None:
-    tokeniser = RecipeTokeniser(tokenizers["bert"], recipe(skiplist=["the", ","]))
-    plain = RecipeTokeniser(tokenizers["bert"], recipe())
+    tokeniser = tokeniser_of(tokenizers["bert"], recipe(skiplist=["the", ","]))
+    plain = tokeniser_of(tokenizers["bert"], recipe())
     text = "the fox, the dog"
     the, comma = (tokenizers["bert"].convert_tokens_to_ids(word) for word in ("the", ","))
     assert kept_ids(tokeniser.documents([text])) == [
@@ -192,7 +194,7 @@ def test_skipped_words_go_from_documents_and_stay_in_queries(tokenizers: Tokeniz
 @pytest.mark.parametrize("text", ["fox,", "fox , fox", ",", "(fox)", ", ,", "fox!,(", "the fox", "fox the"])
 def test_a_skipped_word_is_gone_wherever_it_stands(tokenizers: Tokenizers, family: str, text: str) -> None:
     words = ("the", ",", "(", ")", "!")
-    tokeniser = RecipeTokeniser(tokenizers[family], recipe(skiplist=words, keep_special_tokens=False))
+    tokeniser = tokeniser_of(tokenizers[family], recipe(skiplist=words, keep_special_tokens=False))
     kept = tokenizers[family].convert_ids_to_tokens(kept_ids(tokeniser.documents([text])))
     assert not {piece.strip("▁Ġ") for piece in kept} & set(words)
 
@@ -214,7 +216,7 @@ def test_a_continuation_of_a_word_is_no_word(tokenizers: Tokenizers) -> None:
 @pytest.mark.parametrize(("family", "word"), [("bert", "漢漢"), ("bert", "Ж"), ("roberta", "🦊"), ("roberta", "zebra")])
 def test_a_word_without_a_token_of_its_own_is_refused_by_name(tokenizers: Tokenizers, family: str, word: str) -> None:
     with pytest.raises(InvalidRecipe, match=word):
-        RecipeTokeniser(tokenizers[family], recipe(skiplist=[",", word]))
+        tokeniser_of(tokenizers[family], recipe(skiplist=[",", word]))
 
 
 # ── markers and expansion ───────────────────────────────────────────────────────────────────────────────────────────
@@ -222,15 +224,15 @@ def test_a_word_without_a_token_of_its_own_is_refused_by_name(tokenizers: Tokeni
 
 def test_the_marker_follows_the_first_special_token_or_comes_first(tokenizers: Tokenizers) -> None:
     a = content_of(tokenizers["bert"], "a")
-    framed = RecipeTokeniser(tokenizers["bert"], recipe(document_prefix="[unused1]")).documents(["a"])
+    framed = tokeniser_of(tokenizers["bert"], recipe(document_prefix="[unused1]")).documents(["a"])
     assert framed.token_ids.tolist() == [2, 6, *a, 3]
-    bare = RecipeTokeniser(tokenizers["qwen2"], recipe(document_prefix="<|mark|>")).documents(["a"])
+    bare = tokeniser_of(tokenizers["qwen2"], recipe(document_prefix="<|mark|>")).documents(["a"])
     assert tokenizers["qwen2"].convert_ids_to_tokens(bare.token_ids) == ["<|mark|>", "a"]
 
 
 def test_attended_expansion_is_attended(tokenizers: Tokenizers) -> None:
     settings = recipe(expansion="fixed", attend_to_expansion=True)
-    assert RecipeTokeniser(tokenizers["bert"], settings).queries(["fox", "a"]).attended.tolist() == [12, 12]
+    assert tokeniser_of(tokenizers["bert"], settings).queries(["fox", "a"]).attended.tolist() == [12, 12]
 
 
 @pytest.mark.parametrize("attend", [False, True])
@@ -246,7 +248,7 @@ def test_a_text_without_a_token_of_its_own_gets_none_from_the_recipe(
         expansion="fixed",
         attend_to_expansion=attend,
     )
-    tokeniser = RecipeTokeniser(tokenizers["bert"], settings)
+    tokeniser = tokeniser_of(tokenizers["bert"], settings)
     for tokenised in (tokeniser.queries([empty, "fox", empty]), tokeniser.documents([empty, "fox", empty])):
         first, fox, last = items(tokenised)
         assert first == last == []
@@ -256,7 +258,7 @@ def test_a_text_without_a_token_of_its_own_gets_none_from_the_recipe(
 
 
 def test_a_text_that_normalises_to_nothing_is_empty(tokenizers: Tokenizers) -> None:
-    tokenised = RecipeTokeniser(tokenizers["bert"], recipe()).documents(["\x00", "\u200b", "a"])
+    tokenised = tokeniser_of(tokenizers["bert"], recipe()).documents(["\x00", "\u200b", "a"])
     assert np.diff(tokenised.offsets).tolist() == [0, 0, 3]
 
 
@@ -268,7 +270,7 @@ def unframed() -> PreTrainedTokenizerFast:
 
 
 def test_queries_without_special_tokens_are_expanded_too() -> None:
-    queries = RecipeTokeniser(unframed(), recipe(expansion="fixed", query_length=3)).queries(["", "a b", "b"])
+    queries = tokeniser_of(unframed(), recipe(expansion="fixed", query_length=3)).queries(["", "a b", "b"])
     assert items(queries) == [[], [2, 3, 1], [3, 1, 1]]
     assert queries.attended.tolist() == [0, 2, 1]
 
@@ -285,7 +287,7 @@ def test_a_trace_has_exactly_the_kept_tokens(
     tokenizers: Tokenizers, texts: list[str], family: str, prompt: str
 ) -> None:
     settings = recipe(document_prompt=prompt, query_prompt=prompt, skiplist=[",", "a"])
-    tokeniser = RecipeTokeniser(tokenizers[family], settings)
+    tokeniser = tokeniser_of(tokenizers[family], settings)
     for tokenised, trace in (
         (tokeniser.documents(texts), tokeniser.trace_documents(texts)),
         (tokeniser.queries(texts), tokeniser.trace_queries(texts)),
@@ -301,7 +303,7 @@ def test_spans_are_the_words_of_the_text(tokenizers: Tokenizers) -> None:
     text = "The FOX, again — naïve 漢字 😀 fox"
     for family in ("bert", "roberta"):
         tokenizer = tokenizers[family]
-        trace = RecipeTokeniser(tokenizer, EncodingRecipe()).trace_documents([text])
+        trace = tokeniser_of(tokenizer, EncodingRecipe()).trace_documents([text])
         expected = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         spans = list(zip(trace.starts.tolist(), trace.ends.tolist(), strict=True))
         assert spans[1:-1] == expected[1:-1]
@@ -312,8 +314,8 @@ def test_spans_are_the_words_of_the_text(tokenizers: Tokenizers) -> None:
 def test_spans_do_not_know_the_prompt(tokenizers: Tokenizers, family: str) -> None:
     text = "the fox, again"
     prompt = "the query: "
-    plain = RecipeTokeniser(tokenizers[family], recipe()).trace_documents([text])
-    prompted = RecipeTokeniser(tokenizers[family], recipe(document_prompt=prompt)).trace_documents([text])
+    plain = tokeniser_of(tokenizers[family], recipe()).trace_documents([text])
+    prompted = tokeniser_of(tokenizers[family], recipe(document_prompt=prompt)).trace_documents([text])
     extra = len(prompted.token_ids) - len(plain.token_ids)
     assert extra > 0
     real = prompted.ends > prompted.starts
@@ -325,7 +327,7 @@ def test_spans_do_not_know_the_prompt(tokenizers: Tokenizers, family: str) -> No
 
 def test_markers_and_expansion_stand_for_no_character(tokenizers: Tokenizers) -> None:
     settings = recipe(query_prefix="[unused0]", expansion="fixed")
-    trace = RecipeTokeniser(tokenizers["bert"], settings).trace_queries(["a fox", "x " * 30])
+    trace = tokeniser_of(tokenizers["bert"], settings).trace_queries(["a fox", "x " * 30])
     first, cut = (trace.span(row, row + 1) for row in range(2))
     assert first.starts[:2].tolist() == first.ends[:2].tolist() == [0, 0]
     markers = np.flatnonzero(first.starts == first.ends)
@@ -335,7 +337,7 @@ def test_markers_and_expansion_stand_for_no_character(tokenizers: Tokenizers) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_texts_are_no_tokens(tokenizers: Tokenizers, family: str) -> None:
-    tokeniser = RecipeTokeniser(tokenizers[family], recipe())
+    tokeniser = tokeniser_of(tokenizers[family], recipe())
     assert tokeniser.documents([]).offsets.tolist() == [0]
     assert len(tokeniser.trace_documents([])) == 0
 
@@ -345,28 +347,44 @@ def test_no_texts_are_no_tokens(tokenizers: Tokenizers, family: str) -> None:
 
 def test_a_marker_that_is_no_token_is_refused(tokenizers: Tokenizers) -> None:
     with pytest.raises(InvalidRecipe, match=r"query_prefix = '\[Q\] '"):
-        RecipeTokeniser(tokenizers["bert"], recipe(query_prefix="[Q] "))
+        tokeniser_of(tokenizers["bert"], recipe(query_prefix="[Q] "))
     with pytest.raises(InvalidRecipe, match="document_prefix"):
-        RecipeTokeniser(tokenizers["roberta"], recipe(document_prefix="the fox"))
+        tokeniser_of(tokenizers["roberta"], recipe(document_prefix="the fox"))
 
 
-def test_expansion_without_a_mask_token_is_refused(tokenizers: Tokenizers) -> None:
-    with pytest.raises(InvalidRecipe, match="mask token"):
-        RecipeTokeniser(tokenizers["qwen2"], recipe(expansion="fixed"))
+def test_a_vocabulary_without_a_mask_expands_with_its_end_token(tokenizers: Tokenizers) -> None:
+    end = tokenizers["qwen2"].eos_token_id
+    expanded = tokeniser_of(tokenizers["qwen2"], recipe(expansion="fixed")).queries(["fox"])
+    assert expanded.token_ids[-3:].tolist() == [end] * 3
+    assert len(expanded.token_ids) == 12
+
+
+def test_expansion_uses_the_token_that_is_named(tokenizers: Tokenizers) -> None:
+    named = recipe(expansion="fixed", expansion_token="[unused0]")
+    expanded = tokeniser_of(tokenizers["bert"], named).queries(["fox"])
+    assert expanded.token_ids[-1] == tokenizers["bert"].convert_tokens_to_ids("[unused0]")
+    with pytest.raises(InvalidRecipe, match=r"no token '\[none\]'"):
+        tokeniser_of(tokenizers["bert"], recipe(expansion="fixed", expansion_token="[none]"))
+
+
+def test_expansion_without_a_token_to_expand_with_is_refused(tokenizers: Tokenizers) -> None:
+    backend = tokenizers["qwen2"].backend_tokenizer
+    with pytest.raises(InvalidRecipe, match="no mask and no end token"):
+        RecipeTokeniser(backend, SpecialTokens(), recipe(expansion="fixed"))
 
 
 def test_a_length_without_room_for_text_is_refused(tokenizers: Tokenizers) -> None:
-    RecipeTokeniser(tokenizers["bert"], recipe(query_length=3))
+    tokeniser_of(tokenizers["bert"], recipe(query_length=3))
     with pytest.raises(InvalidRecipe, match="query_length = 2"):
-        RecipeTokeniser(tokenizers["bert"], recipe(query_length=2))
+        tokeniser_of(tokenizers["bert"], recipe(query_length=2))
     with pytest.raises(InvalidRecipe, match="document_length = 3"):
-        RecipeTokeniser(tokenizers["bert"], recipe(document_length=3, document_prefix="[unused0]"))
+        tokeniser_of(tokenizers["bert"], recipe(document_length=3, document_prefix="[unused0]"))
 
 
 def test_a_tokenizer_that_knows_no_words_is_refused() -> None:
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1}, unk_token="[UNK]"))
     with pytest.raises(InvalidModel, match="special tokens"):
-        RecipeTokeniser(
+        tokeniser_of(
             PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]"), recipe()
         )
 
@@ -377,21 +395,33 @@ def test_a_tokenizer_that_numbers_segments_is_refused() -> None:
         single="$A:0 [MASK]:2", pair="$A $B", special_tokens=[("[MASK]", 1)]
     )
     with pytest.raises(InvalidModel, match="segment"):
-        RecipeTokeniser(tokenizer, recipe())
+        tokeniser_of(tokenizer, recipe())
 
 
 # ── the tokenizer given stays its owner's ───────────────────────────────────────────────────────────────────────────
 
 
 def test_truncation_and_padding_of_the_given_tokenizer_change_nothing(tokenizers: Tokenizers) -> None:
-    expected = items(RecipeTokeniser(tokenizers["bert"], recipe()).documents(AWKWARD))
+    expected = items(tokeniser_of(tokenizers["bert"], recipe()).documents(AWKWARD))
     switched = PreTrainedTokenizerFast.from_pretrained(tokenizers["bert"].name_or_path)
     backend = switched.backend_tokenizer
     backend.enable_truncation(3)
     backend.enable_padding(length=30)
-    tokeniser = RecipeTokeniser(switched, recipe())
+    tokeniser = tokeniser_of(switched, recipe())
     assert items(tokeniser.documents(AWKWARD)) == expected
     assert backend.truncation["max_length"] == 3
     assert backend.padding["length"] == 30
     backend.enable_truncation(2)
     assert items(tokeniser.documents(AWKWARD)) == expected
+
+
+# ── skiplists of both roles ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_role_has_its_own_skiplist(tokenizers: Tokenizers) -> None:
+    tokeniser = tokeniser_of(tokenizers["bert"], recipe(skiplist=[","], query_skiplist=["the"], expansion="fixed"))
+    ids = {word: tokenizers["bert"].convert_tokens_to_ids(word) for word in (",", "the", "[MASK]")}
+    query, document = tokeniser.queries(["the fox, the"]), tokeniser.documents(["the fox, the"])
+    assert set(query.token_ids[~query.kept].tolist()) == {ids["the"]}
+    assert set(document.token_ids[~document.kept].tolist()) == {ids[","]}
+    assert ids["[MASK]"] in query.token_ids[query.kept]
