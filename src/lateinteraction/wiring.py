@@ -135,7 +135,11 @@ def encoder(
 
 
 def _onnx_encoder(
-    source: str | Path | None, device: str, recipe: Mapping[str, object] | None, encoding: EncodingOptions | None
+    source: str | Path | None,
+    device: str,
+    recipe: Mapping[str, object] | None,
+    encoding: EncodingOptions | None,
+    threads: int | None = None,
 ) -> OnnxEncoder:
     from lateinteraction.adapters.encoding.encoder import EncodingOptions
     from lateinteraction.adapters.onnx.encoder import OnnxEncoder, OnnxOptions
@@ -144,7 +148,8 @@ def _onnx_encoder(
         raise InvalidOption(f"device {device!r} for a model in ONNX", "'cpu'", "Use runtime='torch' on accelerators.")
     if source is None:
         raise InvalidOption("no folder of a model in ONNX", "the one that `export` wrote", "Name it.")
-    return OnnxEncoder(source, OnnxOptions(recipe=recipe or {}, encoding=encoding or EncodingOptions()))
+    options = OnnxOptions(recipe=recipe or {}, encoding=encoding or EncodingOptions(), threads=threads)
+    return OnnxEncoder(source, options)
 
 
 def _process_encoder(
@@ -192,18 +197,16 @@ def serve_encoder(requests: BinaryIO, answers: BinaryIO) -> None:
 
 def _worker_encoder(job: Frame) -> WorkingEncoder[NDArray[Any]]:
     from lateinteraction.adapters.encoding.encoder import EncodingOptions
-    from lateinteraction.adapters.huggingface.reading import CheckpointOptions
 
     settings = job.message
-    checkpoint, encoding = settings["checkpoint"], settings["encoding"]
-    return model(
-        settings["source"],
-        device=settings["device"],
-        runtime=settings["runtime"],
-        recipe=settings["recipe"],
-        checkpoint=None if checkpoint is None else CheckpointOptions(**checkpoint),
-        encoding=None if encoding is None else EncodingOptions(**encoding),
-    ).host
+    source, device, recipe, threads = (settings[name] for name in ("source", "device", "recipe", "threads"))
+    encoding = EncodingOptions(**(settings["encoding"] or {}))
+    if settings["runtime"] == "onnx":
+        return _onnx_encoder(source, device, recipe, encoding, threads)
+    from lateinteraction.adapters.huggingface.reading import CheckpointOptions
+
+    options = CheckpointOptions(**(settings["checkpoint"] or {}))
+    return model(source, device=device, recipe=recipe, checkpoint=options, encoding=encoding).host
 
 
 def save(encoders: Encoders, folder: str | Path, *, overwrite: bool = False) -> str:

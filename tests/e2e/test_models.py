@@ -135,6 +135,8 @@ def test_an_exported_model_gives_the_same_results(tiny_model: Path, tmp_path: Pa
     assert index.search("a brown fox", 1)[0].id == "fox"
     assert exported.rerank("fox", ["a dog", "a fox"])[0].text == "a fox"
     assert exported.explain("fox", "a fox").matches
+    shared = li.load_model(tmp_path / "onnx", runtime="onnx", device=["cpu", "cpu"])
+    assert np.allclose(shared.encode_documents(TEXTS, output="numpy").tokens, expected.tokens.numpy(), atol=1e-5)
     for keep in (exported.save, exported.export_onnx):
         with pytest.raises(InvalidOption, match="ONNX Runtime or in other processes"):
             keep(tmp_path / "again")

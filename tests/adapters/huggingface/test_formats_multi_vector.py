@@ -36,8 +36,8 @@ def test_a_multi_vector_encoder_says_everything_in_its_modules(checkpoints: Any)
     assert checkpoint.format == "multi-vector"
     assert checkpoint.dimension == 16
     assert checkpoint.recipe == EncodingRecipe(
-        query_prompt="[Q] ",
-        document_prompt="[D] ",
+        query_prefix="[Q] ",
+        document_prefix="[D] ",
         query_length=16,
         document_length=40,
         expansion="fixed",
@@ -178,3 +178,23 @@ def test_a_multi_vector_encoder_that_no_recipe_can_say_is_refused(checkpoints: A
     with pytest.raises(InvalidModel) as refused:
         read_checkpoint(checkpoints.multi_vector(**changes))
     assert reason in str(refused.value)
+
+
+def test_a_prompt_that_begins_with_an_added_token_is_a_marker_and_the_rest(checkpoints: Any) -> None:
+    folder = checkpoints.multi_vector("bert", prompts={"query": "[Q] find: ", "document": "[D] "})
+    recipe = read_checkpoint(folder).recipe
+    assert (recipe.query_prefix, recipe.query_prompt) == ("[Q] ", "find: ")
+    assert (recipe.document_prefix, recipe.document_prompt) == ("[D] ", "")
+
+
+def test_a_prompt_of_plain_text_stays_one(checkpoints: Any) -> None:
+    folder = checkpoints.multi_vector("bert", prompts={"query": "find: ", "document": "a [D] "})
+    recipe = read_checkpoint(folder).recipe
+    assert (recipe.query_prefix, recipe.query_prompt) == (None, "find: ")
+    assert (recipe.document_prefix, recipe.document_prompt) == (None, "a [D] ")
+
+
+def test_a_marker_or_prompt_of_ones_own_takes_the_place_of_the_files(checkpoints: Any) -> None:
+    folder = checkpoints.multi_vector("bert")
+    assert read_checkpoint(folder, recipe={"query_prefix": None, "query_prompt": "x "}).recipe.query_prompt == "x "
+    assert read_checkpoint(folder, recipe={"query_prefix": "[D] "}).recipe.query_prefix == "[D] "

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from lateinteraction.adapters.encoding.batches import Batch
 from lateinteraction.adapters.encoding.encoder import EncodingOptions, Engine, TextEncoder
-from lateinteraction.adapters.encoding.tokenisation import RecipeTokeniser, SpecialTokens
-from lateinteraction.adapters.huggingface.checkpoint import Checkpoint
-from lateinteraction.adapters.huggingface.formats.transformer import usable_positions
+from lateinteraction.adapters.encoding.tokenisation import RecipeTokeniser
+from lateinteraction.adapters.huggingface.checkpoint import Checkpoint, special_tokens_of
 from lateinteraction.adapters.neural.pooling import pooled
 from lateinteraction.adapters.neural.transfer import to_device
 from lateinteraction.domain.embeddings import TokenEmbeddings
@@ -87,13 +86,6 @@ def tokeniser_of(
         )
     backend = cast("Tokenizer", tokenizer.backend_tokenizer)
     return RecipeTokeniser(backend, special_tokens_of(tokenizer), recipe, options.on_too_long)
-
-
-def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    """The ids that transformers, which types them as nearly anything, knows to be special."""
-    known = (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
-    mask, end, padding, unknown = (each if isinstance(each, int) else None for each in known)
-    return SpecialTokens(mask, end, padding, unknown)
 
 
 class _TorchEngine:
@@ -173,7 +165,7 @@ def _check_model(model: PreTrainedModel, largest_id: int) -> None:
 
 def _check_recipe(checkpoint: Checkpoint, recipe: EncodingRecipe) -> None:
     model = checkpoint.transformer
-    positions = usable_positions(model)
+    positions = checkpoint.positions
     for setting in ("query_length", "document_length"):
         if positions is not None and getattr(recipe, setting) > positions:
             raise InvalidRecipe(

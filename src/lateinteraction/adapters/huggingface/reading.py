@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -192,7 +192,10 @@ def _recipe(
     tokens) or an error; what the caller sets is left to the encoder, which is strict.
     """
     transformer, tokenizer = model
-    settings = {name: value for name, value in description.settings.items() if name not in replaced}
+    settings = {**description.settings}
+    if description.format == "multi-vector":
+        settings |= _markers_of_prompts(tokenizer, settings)
+    settings = {name: value for name, value in settings.items() if name not in replaced}
     positions = usable_positions(transformer)
     for name in set(description.bounded) - set(replaced):
         length = settings.get(name, getattr(_USUAL, name))
@@ -214,6 +217,25 @@ def _recipe(
             f"are filled with; here it comes after them. Embeddings of queries differ."
         )
     return recipe, remarks
+
+
+def _markers_of_prompts(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, object]) -> dict[str, object]:
+    """Prompts that begin with an added token, as that marker and the rest.
+
+    sentence-transformers 6 keeps a marker as text that its tokenizer makes one token of. Said as what it is, the
+    model can be written for PyLate, which inserts markers and leaves prompts to its caller.
+    """
+    found: dict[str, object] = {}
+    for role in ("query", "document"):
+        prompt = settings.get(f"{role}_prompt")
+        if not isinstance(prompt, str) or not prompt:
+            continue
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        added = cast("Mapping[str, int]", cast("Any", tokenizer).get_added_vocab())
+        marker = next((token for token, id_ in added.items() if ids and id_ == ids[0]), None)
+        if marker is not None and prompt.startswith(marker):
+            found |= {f"{role}_prefix": marker, f"{role}_prompt": prompt.removeprefix(marker)}
+    return found
 
 
 def _check_markers(

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -30,7 +26,8 @@ from lateinteraction.adapters.huggingface.formats.modules import OWN_SETTINGS, O
 from lateinteraction.adapters.huggingface.formats.transformer import quiet
 from lateinteraction.adapters.huggingface.model_card import CardFacts, model_card
 from lateinteraction.adapters.huggingface.projection import DenseLayer, Projection
-from lateinteraction.domain.errors import InvalidOption, InvalidRecipe, LateInteractionError
+from lateinteraction.adapters.publication import published
+from lateinteraction.domain.errors import InvalidRecipe
 from lateinteraction.domain.ports import ModelStore
 from lateinteraction.domain.recipe import EncodingRecipe
 
@@ -77,16 +74,13 @@ def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, overwrite: b
         InvalidOption: a folder that holds something, or a place that cannot be written to.
         InvalidRecipe: a marker that the tokenizer does not know.
     """
-    target = Path(folder).expanduser().absolute()
-    _check_target(target, overwrite=overwrite)
     files = written_files(checkpoint)
     lost = files.not_honoured
-    with _translated(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _beside(target) as draft:
+    with published(Path(folder), marks=("config.json", "modules.json"), overwrite=overwrite) as draft:
+        try:
             write_files(checkpoint, files, draft)
-            _bring_to_disk(draft)
-            _put_in_place(draft, target)
+        except SafetensorError as error:  # what the file system says, in its own words
+            raise OSError(str(error)) from error
     if lost:
         warnings.warn(f"PyLate and sentence-transformers will not honour: {'; '.join(lost)}.", stacklevel=2)
 
@@ -271,77 +265,6 @@ def _forget_loading(file: Path) -> None:
 
 def _write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if not target.exists() and not target.is_symlink():
-        return
-    is_checkpoint = target.is_dir() and all((target / name).is_file() for name in ("config.json", "modules.json"))
-    if overwrite and is_checkpoint and not target.is_symlink():
-        return
-    raise InvalidOption(
-        f"{target}, which {'holds a checkpoint' if is_checkpoint else 'is there and is no checkpoint'}",
-        "a folder that is new or empty",
-        "Name another folder, or pass overwrite=True." if is_checkpoint else "Name another folder.",
-    )
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A new folder beside the target; gone afterwards unless it was renamed."""
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
-    draft.mkdir()
-    try:
-        yield draft
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _put_in_place(draft: Path, target: Path) -> None:
-    if not target.is_dir() or not any(target.iterdir()):
-        draft.replace(target)
-    else:
-        old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.old")
-        target.rename(old)
-        try:
-            draft.rename(target)
-        except OSError:
-            old.rename(target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    _sync(target.parent)
-
-
-def _bring_to_disk(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # there, folders cannot be opened
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _translated(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except LateInteractionError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise InvalidOption(
-            f"{target}, which cannot be written ({type(error).__name__}: {getattr(error, 'strerror', None) or error})",
-            "a place with room, that this user may write to",
-            "Name another folder; nothing was left behind.",
-        ) from error
 
 
 if TYPE_CHECKING:
