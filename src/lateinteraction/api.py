@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Where = Filter | Mapping[str, object]
 Output = Literal["torch", "numpy", "int8", "binary"]
+Stream = Iterable[str] | Iterable[Document] | Mapping[str, str]
 Documents = Sequence[str] | Sequence[Document] | Mapping[str, str]
 
 
@@ -124,6 +125,16 @@ class Model:
     def __init__(self, encoders: wiring.Encoders) -> None:
         self._encoders = encoders
 
+    def close(self) -> None:
+        """End the processes of a model on several devices; others have none. A `with` block does it at its end."""
+        self._encoders.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def recipe(self) -> EncodingRecipe:
         """How text becomes tokens."""
@@ -184,22 +195,27 @@ class Model:
             return self.encoder.encode_documents(given)
         return _compressed(self._encoders.host.encode_documents(given), output)
 
+    @overload
     def stream_documents(
-        self, documents: Iterable[str] | Iterable[Document], *, documents_per_piece: int = 512
-    ) -> Iterator[EncodedDocuments[NDArray[np.float32]]]:
-        """Encode what need not fit in memory: pieces of documents with their embeddings, in order, as NumPy arrays.
+        self, documents: Stream, *, documents_per_piece: int = 512, output: Literal["numpy"] = "numpy"
+    ) -> Iterator[EncodedDocuments[NDArray[np.float32]]]: ...
+    @overload
+    def stream_documents(
+        self, documents: Stream, *, documents_per_piece: int = 512, output: Literal["torch"]
+    ) -> Iterator[EncodedDocuments[Tensor]]: ...
+    def stream_documents(
+        self, documents: Stream, *, documents_per_piece: int = 512, output: Literal["numpy", "torch"] = "numpy"
+    ) -> object:
+        """Encode what need not fit in memory: pieces of documents with their embeddings, in order.
 
-        Texts without ids get "0", "1", …
+        Texts without ids get "0", "1", …, by their own count.
         """
         if isinstance(documents, (str, bytes)) or not isinstance(cast("object", documents), Iterable):
-            raise InvalidText(
-                f"documents as a {type(documents).__name__}", "an iterable of texts", "Put one into a list."
-            )
-        numbers = map(str, count())
-        stream = (
-            item if isinstance(item, Document) else Document(DocumentId(next(numbers)), item) for item in documents
-        )
-        return self._encoders.host.stream_documents(stream, documents_per_piece=documents_per_piece)
+            raise InvalidText(f"documents as a {type(documents).__name__}", "texts to draw", "Put one into a list.")
+        if output not in ("numpy", "torch"):
+            raise InvalidOption(f"output = {shown(output)}", "'numpy' or 'torch'", "Quantise each piece on its own.")
+        encoder = self._encoders.host if output == "numpy" else self.encoder
+        return encoder.stream_documents(_drawn(documents), documents_per_piece=documents_per_piece)
 
     def trace_queries(self, queries: Sequence[str] | Sequence[Query]) -> TokenTrace:
         """Token ids and characters behind each embedding of `encode_queries`."""
@@ -230,7 +246,7 @@ class Model:
     def push_to_hub(
         self, name: str, *, private: bool = True, token: str | None = None, revision: str | None = None
     ) -> str:
-        """Put the same files on the Hugging Face hub; the address of the commit."""
+        """Put the same files on the Hugging Face hub; the repository's name, owner included."""
         return wiring.push(self._encoders, name, private=private, token=token, revision=revision)
 
     def export_onnx(
@@ -362,6 +378,15 @@ def _documents(documents: Documents, numbers: Iterator[int], taken: Container[st
     named = {item.id for item in given if isinstance(item, Document)}
     free = (DocumentId(number) for number in map(str, numbers) if number not in taken and number not in named)
     return [item if isinstance(item, Document) else Document(next(free), item) for item in given]
+
+
+def _drawn(documents: Stream) -> Iterator[Document]:
+    """Documents one by one; a mapping holds texts by their ids."""
+    if isinstance(documents, Mapping):
+        texts = cast("Mapping[str, str]", documents)
+        return (Document(DocumentId(identifier), text) for identifier, text in texts.items())
+    numbers = map(str, count())
+    return (item if isinstance(item, Document) else Document(DocumentId(next(numbers)), item) for item in documents)
 
 
 def _results(ranking: Ranking, documents: Sequence[Document]) -> list[Result]:

@@ -5,11 +5,11 @@ Everything heavy is imported inside the functions, so that importing this module
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from attrs import asdict, evolve, frozen
 
@@ -49,11 +49,13 @@ class Encoders:
         host: embeddings as NumPy arrays. Loads no torch where the model does not run in it.
         tensors: embeddings as torch tensors, made when first asked for.
         own: the encoder itself, where it runs in this process and in PyTorch: what can be saved and exported.
+        close: ends what runs elsewhere.
     """
 
     host: WorkingEncoder[NDArray[Any]]
     tensors: Callable[[], WorkingEncoder[Tensor]]
     own: HuggingFaceEncoder | None = None
+    close: Callable[[], object] = lambda: None
 
 
 def model(
@@ -88,7 +90,8 @@ def model(
         return model(
             source, device=devices[0], runtime=runtime, recipe=recipe, checkpoint=checkpoint, encoding=encoding
         )
-    return _of_host(_process_encoder(source, devices, runtime, recipe, (checkpoint, encoding)))
+    processes = _process_encoder(source, devices, runtime, recipe, (checkpoint, encoding))
+    return evolve(_of_host(processes), close=processes.close)
 
 
 def with_progress(encoding: EncodingOptions | None, progress: Progress) -> EncodingOptions:
@@ -174,13 +177,19 @@ def _process_encoder(
         "source": None if source is None else str(source),
         "runtime": runtime,
         "recipe": {
-            name: asdict(value) if isinstance(value, TokenPooling) else value for name, value in (recipe or {}).items()
+            name: asdict(value)
+            if isinstance(value, TokenPooling)
+            else list(cast("Iterable[object]", value))
+            if isinstance(value, (tuple, set, frozenset))
+            else value
+            for name, value in (recipe or {}).items()
         },
         "checkpoint": None if checkpoint is None else asdict(checkpoint),
         "encoding": None if encoding is None else asdict(evolve(encoding, progress=None)),
     }
     on_cpu = sum(device in ("auto", "cpu") for device in devices)
-    threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // on_cpu) if on_cpu else None
     return ProcessEncoder(
         [sys.executable, "-P", "-m", "lateinteraction.entrypoints.worker"],
         [Job(settings={**settings, "device": device}, threads=threads) for device in devices],
@@ -240,6 +249,12 @@ def _saved(encoders: Encoders, verb: str) -> HuggingFaceEncoder:
             f"a model to be {verb} that runs in ONNX Runtime or in other processes",
             "one that runs in PyTorch in this process",
             "Load it with runtime='torch' on one device first.",
+        )
+    if encoders.own.checkpoint.narrowed:
+        raise InvalidOption(
+            f"a model to be {verb} whose weights 'auto' narrowed to bfloat16 for its device",
+            "weights of a precision that was chosen",
+            "Load it with CheckpointOptions(dtype='float32'), or 'bfloat16' if that is meant.",
         )
     return encoders.own
 
@@ -308,7 +323,7 @@ def baselines(
 
     lexical = Bm25Ranker(documents)
     encoding = None if progress is None else with_progress(None, progress)
-    raw = encoder(source, device=device, recipe={"normalise": False}, encoding=encoding)
+    raw = encoder(source, device=device, recipe={"normalise": False, "pooling": None}, encoding=encoding)
     unit = raw.with_recipe(raw.recipe.merge({"normalise": True}))
     embeddings = raw.encode_documents(documents)
     tokens, vectors = memory_index(), memory_index()

@@ -33,3 +33,10 @@ def test_another_call_begins_anew() -> None:
     pace = Pace().after(0, 50, 0.0).after(50, 50, 10.0).after(2, 8, 60.0).after(4, 8, 61.0)
     assert pace.per_second == 2.0
     assert str(Pace().after(0, 9_999, 0.0).after(1, 9_999, 1.0)) == "1 of 9,999 · 1.0/s · 2:46:38 left"
+
+
+def test_a_call_after_the_end_or_of_another_total_begins_anew() -> None:
+    done = Pace().after(0, 10, 0.0).after(10, 10, 1.0)
+    assert done.after(10, 10, 3600.0).per_second is None
+    longer = done.after(31, 10_000, 3600.0).after(62, 10_000, 3601.0)
+    assert longer.per_second == 31.0

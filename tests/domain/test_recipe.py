@@ -163,7 +163,7 @@ def test_pooling_may_be_given_as_json_holds_it() -> None:
             "expansion_token": st.sampled_from([None, "<end>"]),
             "skiplist": st.lists(st.sampled_from(".,;!"), unique=True),
             "query_skiplist": st.lists(st.sampled_from(".,;!"), unique=True),
-            "normalise": st.booleans(),
+            "keep_special_tokens": st.booleans(),
             "dimension": st.none() | st.integers(1, 64),
             "pooling": st.none() | st.builds(TokenPooling, st.floats(1, 9), st.integers(0, 3)),
         },
@@ -172,3 +172,22 @@ def test_pooling_may_be_given_as_json_holds_it() -> None:
 def test_settings_written_as_json_read_back_as_the_same_recipe(settings: dict[str, Any]) -> None:
     recipe = EncodingRecipe().merge(settings)
     assert EncodingRecipe().merge(json.loads(json.dumps(recipe.settings()))) == recipe
+
+
+@pytest.mark.parametrize("name", ["attend_to_expansion", "keep_special_tokens", "normalise"])
+@pytest.mark.parametrize("value", ["false", "no", 1, None])
+def test_a_switch_is_true_or_false(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRecipe, match=f"{name} = "):
+        EncodingRecipe(expansion="fixed").merge({name: value})
+
+
+def test_pooling_wants_unit_vectors() -> None:
+    EncodingRecipe(pooling=TokenPooling(1), normalise=False)
+    with pytest.raises(InvalidRecipe, match="pooling without normalise"):
+        EncodingRecipe(pooling=TokenPooling(2), normalise=False)
+
+
+def test_a_prompt_is_text_that_can_be_written() -> None:
+    EncodingRecipe(query_prompt="finde: 漢字 \n")
+    with pytest.raises(InvalidRecipe, match="document_prompt"):
+        EncodingRecipe(document_prompt="half \ud800")

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 
 import lateinteraction as li
-from lateinteraction.domain.errors import InvalidModel, InvalidOption, InvalidRecipe, InvalidText
+from lateinteraction import wiring
+from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
+from lateinteraction.domain.errors import InvalidModel, InvalidOption, InvalidRecipe, InvalidText, WorkerFailed
 
 TEXTS = ["the quick brown fox", "", "late interaction, of tokens", "a"]
 
@@ -55,6 +58,14 @@ def test_a_stream_takes_texts_and_documents_and_numbers_the_former(model: li.Mod
     assert [[document.id for document in piece.documents] for piece in pieces] == [["0", "named"], ["1"]]
     expected = model.encode_documents(["one", "two", "three"], output="numpy")
     assert np.allclose(np.concatenate([piece.embeddings.tokens for piece in pieces]), expected.tokens, atol=1e-5)
+
+
+def test_a_stream_takes_texts_by_their_ids_and_gives_tensors_on_request(model: li.Model) -> None:
+    (piece,) = model.stream_documents({"fox": "a fox", "dog": "a dog"}, output="torch")
+    assert [document.id for document in piece.documents] == ["fox", "dog"]
+    assert torch.equal(piece.embeddings.tokens, model.encode_documents(["a fox", "a dog"]).tokens)
+    with pytest.raises(InvalidOption, match="output = 'int8'"):
+        model.stream_documents(["a"], output="int8")
 
 
 def test_a_text_is_no_stream(model: li.Model) -> None:
@@ -140,6 +151,26 @@ def test_an_exported_model_gives_the_same_results(tiny_model: Path, tmp_path: Pa
     for keep in (exported.save, exported.export_onnx):
         with pytest.raises(InvalidOption, match="ONNX Runtime or in other processes"):
             keep(tmp_path / "again")
+
+
+def test_weights_that_were_narrowed_for_a_device_are_not_kept(tiny_model: Path, tmp_path: Path) -> None:
+    own = wiring.encoder(tiny_model)
+    narrow = HuggingFaceEncoder(evolve(own.checkpoint, narrowed=True))
+    model = li.Model(wiring.Encoders(narrow, lambda: narrow, narrow))  # type: ignore[arg-type]
+    for keep in (model.save, model.export_onnx, model.push_to_hub):
+        with pytest.raises(InvalidOption, match="narrowed to bfloat16"):
+            keep(str(tmp_path / "model"))
+    assert not own.checkpoint.narrowed
+
+
+def test_a_model_on_several_devices_ends_its_processes(tiny_model: Path) -> None:
+    with li.load_model(tiny_model, device=["cpu", "cpu"], recipe={"skiplist": {".", ","}}) as shared:
+        assert set(shared.recipe.skiplist) == {".", ","}
+        assert shared.encode_queries(["a fox"]).dimension == 128
+    with pytest.raises(WorkerFailed, match="ended"):
+        shared.encode_queries(["a fox"])
+    with li.load_model(tiny_model, device="cpu") as alone:
+        alone.encode_queries(["a fox"])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from attrs import evolve, frozen
 class Pace:
     """What is known after some reports; times are seconds of whatever clock the reports come with.
 
-    The clock starts with the first report, so that loading a model does not count, nor what was done before it. A
-    call that is told of fewer than before begins anew.
+    The clock starts with the first report, so that loading a model does not count, nor what was done before it. It
+    starts anew with another call: one of another total, one told of fewer than before, or one after the end.
     """
 
     done: int = 0
@@ -20,7 +20,7 @@ class Pace:
 
     def after(self, done: int, total: int | None, now: float) -> Pace:
         """The pace after one more report."""
-        if self._first is None or done < self.done:
+        if self._first is None or done < self.done or total != self.total or self.done == self.total:
             return Pace(done, total, (done, now), now)
         return evolve(self, done=done, total=total, last=now)
 

@@ -141,8 +141,17 @@ class EncodingRecipe:
                     f"{name} = {getattr(self, name)!r}", "a non-empty str or None", "None is the default."
                 )
         for name in ("query_prompt", "document_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise InvalidRecipe(f"{name} = {getattr(self, name)!r}", "a str", "'' adds no prompt.")
+            if not isinstance(getattr(self, name), str) or not _is_utf8(getattr(self, name)):
+                raise InvalidRecipe(f"{name} = {getattr(self, name)!r}", "a str of text", "'' adds no prompt.")
+        for name in ("attend_to_expansion", "keep_special_tokens", "normalise"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRecipe(f"{name} = {shown(getattr(self, name))}", "True or False", "Choose one of the two.")
+        if self.pooling is not None and not self.pooling.changes_nothing and not self.normalise:
+            raise InvalidRecipe(
+                "pooling without normalise",
+                "unit vectors, which it clusters by their angles",
+                "Normalise, or leave pooling out.",
+            )
         if any(not isinstance(word, str) or not word for word in (*self.skiplist, *self.query_skiplist)):
             raise InvalidRecipe(f"skiplist = {self.skiplist!r:.80}", "non-empty words", "Drop the empty ones.")
 
@@ -174,6 +183,14 @@ class EncodingRecipe:
         """
         kept = ~np.isin(token_ids, skipped_ids) if len(skipped_ids) else np.ones_like(special)
         return kept if self.keep_special_tokens else kept & ~special
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_count(value: object, *, least: int) -> bool:

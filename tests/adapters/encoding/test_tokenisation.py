@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lateinteraction.adapters.encoding import tokenisation
 from lateinteraction.adapters.encoding.tokenisation import (
     TEXTS_AT_ONCE,
     RecipeTokeniser,
@@ -50,7 +51,8 @@ def items(tokenised: TokenisedTexts) -> list[list[int]]:
 
 def content_of(tokenizer: PreTrainedTokenizerFast, text: str, prompt: str = "") -> list[int]:
     """The ids of a text's own characters; a text of spaces has none, and no prompt either."""
-    return tokenizer(prompt + text, add_special_tokens=False)["input_ids"] if text.strip() else []
+    own = tokenizer(text, add_special_tokens=False)["input_ids"] if text.strip() else []
+    return tokenizer(prompt + text, add_special_tokens=False)["input_ids"] if own else []
 
 
 def recipe(**settings: Any) -> EncodingRecipe:
@@ -425,3 +427,33 @@ def test_each_role_has_its_own_skiplist(tokenizers: Tokenizers) -> None:
     assert set(query.token_ids[~query.kept].tolist()) == {ids["the"]}
     assert set(document.token_ids[~document.kept].tolist()) == {ids[","]}
     assert ids["[MASK]"] in query.token_ids[query.kept]
+
+
+@pytest.mark.parametrize("read", ["documents", "trace_documents"])
+def test_a_text_the_tokenizer_makes_nothing_of_is_empty_with_a_prompt_too(tokenizers: Tokenizers, read: str) -> None:
+    settings = recipe(document_prompt="the fox ")
+    found = getattr(tokeniser_of(tokenizers["bert"], settings), read)(["\x00", "\u200b", "a", ""])
+    offsets = found.offsets if read == "trace_documents" else found.kept_offsets
+    assert (np.diff(offsets) > 0).tolist() == [False, False, True, False]
+
+
+def test_texts_tokenised_in_smaller_runs_give_the_same(tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokeniser = tokeniser_of(tokenizers["bert"], recipe())
+    texts = [*AWKWARD, "the fox " * 40, *AWKWARD]
+    whole = tokeniser.documents(texts)
+    monkeypatch.setattr(tokenisation, "CHARACTERS_AT_ONCE", 30)
+    parts = tokeniser.documents(texts)
+    assert items(whole) == items(parts)
+    assert whole.long.tolist() == parts.long.tolist()
+
+
+@given(st.lists(st.integers(0, 9), max_size=20))
+def test_runs_are_bounded_by_their_characters_and_hold_every_text_once(lengths: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tokenisation, "CHARACTERS_AT_ONCE", 12)
+        patched.setattr(tokenisation, "TEXTS_AT_ONCE", 4)
+        runs = list(tokenisation._chunks(["x" * length for length in lengths]))
+    assert [position for first, last in runs for position in range(first, last)] == list(range(len(lengths)))
+    for first, last in runs:
+        assert last - first <= 4
+        assert sum(lengths[first:last]) <= 12 or last - first == 1

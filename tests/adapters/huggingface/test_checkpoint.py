@@ -348,7 +348,7 @@ def test_a_file_is_no_model(folder: Path) -> None:
 
 def test_a_recipe_the_model_cannot_hold_is_refused_and_not_clipped(folder: Path) -> None:
     with pytest.raises(InvalidRecipe, match="at most 64"):
-        HuggingFaceEncoder(read_checkpoint(folder))
+        HuggingFaceEncoder(read_checkpoint(folder, recipe={"document_length": 65}))
 
 
 @pytest.mark.parametrize(
@@ -460,3 +460,9 @@ def test_models_may_be_loaded_from_several_threads(folder: Path) -> None:
         thread.join()
     assert len(loaded) == 4
     assert host() == before
+
+
+def test_lengths_nobody_set_are_bounded_by_the_positions(families: Mapping[str, Path]) -> None:
+    recipe = read_checkpoint(families["bert"]).recipe
+    assert (recipe.query_length, recipe.document_length) == (64, 64)
+    assert read_checkpoint(families["bert"], recipe={"document_length": 20}).recipe.document_length == 20

@@ -144,7 +144,9 @@ def test_expanded_queries_get_what_the_model_gives_them_alone(
 
 
 def test_attending_to_the_expansion_changes_the_other_tokens(make: Make) -> None:
-    ways = [make(expansion="fixed", attend_to_expansion=attend).encode_queries(queries(["fox"])) for attend in (0, 1)]
+    ways = [
+        make(expansion="fixed", attend_to_expansion=attend).encode_queries(queries(["fox"])) for attend in (False, True)
+    ]
     assert (ways[0].tokens[:2] - ways[1].tokens[:2]).abs().max() > 1e-3
 
 

@@ -202,7 +202,7 @@ def test_settings_under_our_own_key_are_read_back(checkpoints: Any) -> None:
     own = {
         "version": 1,
         "keep_special_tokens": False,
-        "normalise": False,
+        "normalise": True,
         "query_skiplist": ["fox"],
         "expansion_token": "the",
         "pooling": {"factor": 1.5, "protected": 2, "flavour": "pylate"},
@@ -210,7 +210,9 @@ def test_settings_under_our_own_key_are_read_back(checkpoints: Any) -> None:
     recipe = recipe_of(checkpoints.pylate(lateinteraction=own))
     assert recipe.pooling == TokenPooling(1.5, 2, "pylate")
     assert (recipe.query_skiplist, recipe.expansion_token) == (("fox",), "the")
-    assert (recipe.keep_special_tokens, recipe.normalise) == (False, False)
+    assert (recipe.keep_special_tokens, recipe.normalise) == (False, True)
+    recipe = recipe_of(checkpoints.pylate(lateinteraction={"version": 1, "normalise": False}))
+    assert not recipe.normalise
 
 
 @pytest.mark.parametrize(

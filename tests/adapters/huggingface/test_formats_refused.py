@@ -56,7 +56,13 @@ def sentence_is(**settings: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / SENTENCE, **settings)
 
 
+def transformer_is(**settings: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", **settings)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "model arguments are a list": (sentence_is(model_args=["x"]), "Error: "),
+    "code is a number": (transformer_is(auto_map=5), "Error: "),
     "modules are no JSON": (modules_are("["), "JSONDecodeError"),
     "modules are no list": (modules_are({}), "list of modules"),
     "no modules": (modules_are([]), "list of modules"),

@@ -20,7 +20,7 @@ from lateinteraction.adapters.huggingface.projection import (
     RandomProjection,
     activation_path,
 )
-from lateinteraction.domain.errors import InvalidModel, InvalidOption
+from lateinteraction.domain.errors import InvalidModel, InvalidOption, InvalidText
 
 TANH = "torch.nn.modules.activation.Tanh"
 
@@ -240,9 +240,17 @@ def test_more_dimensions_than_tokens_or_inputs_are_refused(rows: int, width: int
         lambda: PcaProjection(0, ("a",)),
         lambda: PcaProjection(8, ()),
         lambda: PcaProjection(8, ("a", "")),
-        lambda: PcaProjection(8, (None,)),
     ],
 )
 def test_a_choice_out_of_range_is_refused(choice: Any) -> None:
     with pytest.raises(InvalidOption):
         choice()
+
+
+def test_one_text_or_half_a_character_is_nothing_to_fit_on() -> None:
+    with pytest.raises(InvalidOption, match="one text to fit a projection on"):
+        PcaProjection(2, "one long text")
+    with pytest.raises(InvalidText, match="surrogate"):
+        PcaProjection(2, ["fox", "half \ud800"])
+    with pytest.raises(InvalidText):
+        PcaProjection(2, ["fox", 3])  # pyright: ignore[reportArgumentType]

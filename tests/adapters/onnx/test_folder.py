@@ -25,7 +25,7 @@ RECIPES = st.builds(
     document_prompt=st.sampled_from(["", "passage: ", "文書："]),
     expansion=st.sampled_from(["none", "fixed"]),
     skiplist=st.lists(st.sampled_from([".", ",", "—", "“"]), unique=True),
-    normalise=st.booleans(),
+    keep_special_tokens=st.booleans(),
     dimension=st.none() | st.integers(1, 128),
     pooling=st.none() | st.builds(TokenPooling, factor=st.floats(1, 4), protected=st.integers(0, 3)),
 )

@@ -53,6 +53,8 @@ class Echo:
         return self._encoder.trace_queries(queries)
 
     def trace_documents(self, documents: Sequence[Document]) -> TokenTrace:
+        if any(document.text == "slow" for document in documents):
+            time.sleep(1)
         return self._encoder.trace_documents(documents)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -127,6 +128,23 @@ def test_a_worker_that_dies_is_an_error_and_the_encoder_is_done() -> None:
         encoder.encode_documents(documents("fox", "die", "dog"))
     with pytest.raises(WorkerFailed, match="ended"):
         encoder.encode_documents(documents("fox"))
+
+
+def test_an_interrupted_request_leaves_no_answer_for_the_next() -> None:
+    with started(1) as encoder:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            encoder.trace_documents(documents("slow", "fox", "dog"))
+        with pytest.raises(WorkerFailed, match="ended"):
+            encoder.trace_documents(documents("fox"))
+
+
+def test_queries_are_shared_too(encoder: ProcessEncoder) -> None:
+    queries = [Query(f"fox {number % 7}") for number in range(30)]
+    expected = HashEncoder().encode_queries(queries)
+    found = encoder.encode_queries(queries)
+    assert found.offsets.tolist() == expected.offsets.tolist()
+    assert np.array_equal(found.tokens, expected.tokens)
 
 
 def test_what_a_worker_cannot_load_is_said_as_it_says_it() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Generic, Literal, Protocol, TypeVar
@@ -146,7 +147,11 @@ class Engine(Protocol[A]):
         ...
 
     def ran_out_of_memory(self, error: Exception) -> bool:
-        """Whether a smaller batch may succeed where this was raised; frees what it can."""
+        """Whether a smaller batch may succeed where this was raised."""
+        ...
+
+    def free(self) -> None:
+        """Give back what is held and not used."""
         ...
 
 
@@ -268,19 +273,23 @@ class TextEncoder(Generic[A]):
             lengths.append(window.embeddings.lengths)
             reports.append(_shifted(window.report, first))
             del window
-        return TokenEmbeddings(self._engine.joined(parts), offsets_of(np.concatenate(lengths))), sum_of(reports)
+        offsets = offsets_of(np.concatenate(lengths))
+        with self._room_for(int(offsets[-1])):
+            return TokenEmbeddings(self._engine.joined(parts), offsets), sum_of(reports)
 
     def _run(self, tokenised: TokenisedTexts, role: Role, done: int, total: int | None) -> _Window[A]:
         """The embeddings of one window, of which `done` texts were before it."""
         offsets = tokenised.kept_offsets
-        embeddings = self._engine.allocate(int(offsets[-1]))
+        with self._room_for(int(offsets[-1])):
+            embeddings = self._engine.allocate(int(offsets[-1]))
         progress = self._options.progress if role == "document" else None
         computed = self._fill(embeddings, tokenised, partial(_tell, progress, done, total) if progress else None)
         tokens = len(tokenised.token_ids)
         packed = TokenEmbeddings(embeddings, offsets)
         pooling = self._recipe.pooling
         if role == "document" and pooling is not None and not pooling.changes_nothing:
-            packed = self._engine.pool(packed, pooling)
+            with self._room_for(int(offsets[-1])):
+                packed = self._engine.pool(packed, pooling)
         nothing = tokenised.long[:0]
         was_split = self._options.on_too_long == "split"
         report = EncodingReport(
@@ -322,6 +331,7 @@ class TextEncoder(Generic[A]):
         """Whether a batch went through; where memory ran out, batches are smaller from now on."""
         try:
             self._engine.fill(embeddings, batch)
+            return True
         except (RuntimeError, MemoryError) as error:
             if not self._engine.ran_out_of_memory(error):
                 raise
@@ -329,9 +339,21 @@ class TextEncoder(Generic[A]):
                 raise OutOfMemory(
                     f"a text of {batch.width} tokens, alone in its batch", "memory for it", "Use a smaller length."
                 ) from error
-            self._budget = max(1, batch.sequences // 2) * batch.width
-            return False
-        return True
+        self._engine.free()  # not above, where the error still holds what the batch had made
+        self._budget = max(1, batch.sequences // 2) * batch.width
+        return False
+
+    @contextmanager
+    def _room_for(self, rows: int) -> Iterator[None]:
+        """What cannot be had in smaller parts: the embeddings themselves."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not self._engine.ran_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"{rows} embeddings in one piece", "memory for them", "Use stream_documents, which gives them in parts."
+            ) from error
 
 
 class _Tell(Protocol):

@@ -9,7 +9,7 @@ Shapes: N texts, S sequences that the model sees, T tokens in all, C tokens of t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Literal
 
@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from lateinteraction.domain.embeddings import Offsets, TokenTrace, offsets_of
-from lateinteraction.domain.errors import InvalidModel, InvalidRecipe, TextTooLong
+from lateinteraction.domain.errors import InvalidModel, InvalidRecipe, TextTooLong, shown
 from lateinteraction.domain.recipe import EncodingRecipe
 
 OnTooLong = Literal["truncate", "split", "error"]
 
 TEXTS_AT_ONCE = 2_048
 """Texts handed to the tokenizer in one call; its results weigh a hundred times the ids, so they must not pile up."""
+
+CHARACTERS_AT_ONCE = 4_000_000
+"""And this many characters at the most, unless one text alone has more: long texts are tokenised whole, then cut."""
 
 _SPACES = " ▁Ġ"  # as vocabularies write them: as they are, SentencePiece, byte-level BPE
 
@@ -107,6 +110,7 @@ class RecipeTokeniser:
             after=after,
             length=recipe.query_length,
             skipped=resolve_skiplist(self._tokenizer, recipe.query_skiplist, specials.unknown),
+            prompt_tokens=len(self._tokenizer.encode(recipe.query_prompt, add_special_tokens=False)),
             filler=_filler(self._tokenizer, specials, recipe),
             filler_attended=recipe.attend_to_expansion,
         )
@@ -117,6 +121,7 @@ class RecipeTokeniser:
             after=after,
             length=recipe.document_length,
             skipped=resolve_skiplist(self._tokenizer, recipe.skiplist, specials.unknown),
+            prompt_tokens=len(self._tokenizer.encode(recipe.document_prompt, add_special_tokens=False)),
         )
 
     def queries(self, texts: Sequence[str]) -> TokenisedTexts:
@@ -146,22 +151,32 @@ class RecipeTokeniser:
         splits = self._on_too_long == "split" and bool(frame.prompt)
         encode = self._tokenizer.encode_batch if spans or splits else self._tokenizer.encode_batch_fast
         parts = [_Contents.none()]
-        for first in range(0, len(texts), TEXTS_AT_ONCE):
-            chunk = texts[first : first + TEXTS_AT_ONCE]
+        for first, last in _chunks(texts):
+            chunk = texts[first:last]
             prompted = ["" if not text or text.isspace() else frame.prompt + text for text in chunk]
             encodings = encode(prompted, add_special_tokens=False)
+            if frame.prompt:
+                self._empty_where_only_prompt(encodings, chunk, frame)
             if self._on_too_long == "split":
                 part = _split(encodings, frame, first, spans=spans)
             else:
                 part = _cut(encodings, frame.room, first, spans=spans)
-            self._check_lengths(part, frame)
+            self._check_lengths(part, frame, texts)
             parts.append(part)
         return _joined(parts).after_prompt(len(frame.prompt))
 
-    def _check_lengths(self, part: _Contents, frame: _Frame) -> None:
+    def _empty_where_only_prompt(self, encodings: list[Encoding], texts: Sequence[str], frame: _Frame) -> None:
+        """A text that the tokenizer makes nothing of is an empty item, prompted or not."""
+        for row, text in enumerate(texts):
+            if len(encodings[row]) <= frame.prompt_tokens and not self._tokenizer.encode(
+                text, add_special_tokens=False
+            ):
+                encodings[row] = self._tokenizer.encode("", add_special_tokens=False)
+
+    def _check_lengths(self, part: _Contents, frame: _Frame, texts: Sequence[str]) -> None:
         if self._on_too_long == "error" and len(part.long):
             raise TextTooLong(
-                f"{len(part.long)} texts that are too long, that at position {part.long[0]} by {part.lost[0]} tokens",
+                f"{len(part.long)} texts that are too long, {shown(texts[part.long[0]])} by {part.lost[0]} tokens",
                 f"at most {frame.length} tokens, {frame.length - frame.room} markers included",
                 f"Raise {frame.setting}_length, or use on_too_long='split' or 'truncate'.",
             )
@@ -219,6 +234,7 @@ class _Frame:
         before, after: ids put on either side; the marker is among the former.
         length: most tokens of the whole.
         skipped: ids that keep no embedding.
+        prompt_tokens: how many tokens the prompt is on its own.
         filler: id that fills every text up to `length`, or None.
     """
 
@@ -228,15 +244,18 @@ class _Frame:
     after: tuple[int, ...]
     length: int
     skipped: NDArray[np.int64]
+    prompt_tokens: int = 0
     filler: int | None = None
     filler_attended: bool = False
 
     def __attrs_post_init__(self) -> None:
-        if self.room < 1:
+        needed = self.length - self.room + self.prompt_tokens + 1
+        if self.length < needed:
+            prompt = f", {self.prompt_tokens} of the {self.setting}_prompt" if self.prompt else ""
             raise InvalidRecipe(
                 f"{self.setting}_length = {self.length}",
-                f"room for {self.length - self.room} special tokens and at least one of the text",
-                f"Use {self.length - self.room + 1} or more.",
+                f"room for {self.length - self.room} special tokens{prompt} and at least one of the text",
+                f"Use {needed} or more.",
             )
 
     @property
@@ -360,6 +379,18 @@ def _single_token(tokenizer: Tokenizer, left: str, word: str) -> int | None:
     return touching[0][0]
 
 
+def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """First and last of each run of texts that is tokenised at once."""
+    first = characters = 0
+    for position, text in enumerate(texts):
+        if position > first and (position - first == TEXTS_AT_ONCE or characters + len(text) > CHARACTERS_AT_ONCE):
+            yield first, position
+            first, characters = position, 0
+        characters += len(text)
+    if first < len(texts):
+        yield first, len(texts)
+
+
 def _cut(encodings: Sequence[Encoding], room: int, first: int, *, spans: bool) -> _Contents:
     """Contents of one chunk whose first text is at position `first`, without what is beyond the room."""
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
@@ -387,13 +418,7 @@ def _split(encodings: Sequence[Encoding], frame: _Frame, first: int, *, spans: b
         own, places = encoding.ids, encoding.offsets if spans else []
         is_long = len(own) > frame.room
         head = sum(end <= len(frame.prompt) for _, end in encoding.offsets) if is_long and frame.prompt else 0
-        step = frame.room - head
-        if step < 1:
-            raise InvalidRecipe(
-                f"a {frame.setting}_prompt of {head} tokens in {frame.setting}_length = {frame.length}",
-                "room for at least one token of the text",
-                f"Raise {frame.setting}_length, or shorten the prompt.",
-            )
+        step = max(1, frame.room - head)
         starts = range(head, len(own), step) if is_long else range(1)
         for start in starts:
             body = slice(start, start + step)

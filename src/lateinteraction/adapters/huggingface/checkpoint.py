@@ -27,6 +27,7 @@ class Checkpoint:
         recipe: how text becomes tokens, and which of them keep an embedding.
         source: what it was read from, for messages and the model card.
         format: whose files they were.
+        narrowed: whether "auto" took weights of fewer bits than they may have in the files.
     """
 
     transformer: PreTrainedModel
@@ -35,6 +36,7 @@ class Checkpoint:
     recipe: EncodingRecipe
     source: str
     format: Format
+    narrowed: bool = False
 
     @property
     def dimension(self) -> int:

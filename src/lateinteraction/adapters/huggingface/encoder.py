@@ -8,7 +8,8 @@ Shapes: B sequences of at most L tokens in a batch; D dimensions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast, final
+from inspect import signature
+from typing import TYPE_CHECKING, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from lateinteraction.adapters.encoding.encoder import EncodingOptions, Engine, T
 from lateinteraction.adapters.encoding.tokenisation import RecipeTokeniser
 from lateinteraction.adapters.huggingface.checkpoint import Checkpoint, special_tokens_of
 from lateinteraction.adapters.neural.pooling import pooled
-from lateinteraction.adapters.neural.transfer import to_device
+from lateinteraction.adapters.neural.transfer import queued_to_device
 from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.errors import InvalidModel, InvalidRecipe
 from lateinteraction.domain.recipe import EncodingRecipe, TokenPooling
@@ -35,8 +36,12 @@ intermediate result to the system and faults it in again (300,000 page faults; n
 ACCELERATOR_TOKENS_PER_BATCH = 16_384
 """Enough rows to fill a large GPU's matrix units with a base-sized model; not measured yet."""
 
+Masking = Literal["everywhere", "windowed", "counted"]
+"""How a model is told what to attend to: by a mask (B, 1, 1, L); by that and one for its sliding windows; or by a mask
+(B, L), of which transformers makes its own and waits for the device once for each padded batch."""
 _SEES_ALL = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
 """Model types whose every layer attends to every attended token, and which take a mask (B, 1, 1, L) as it is."""
+_SCARCE = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
 _DEFAULTS = EncodingOptions()
 
 
@@ -96,8 +101,7 @@ class _TorchEngine:
         self._projection = checkpoint.projection.eval()
         self._normalise = checkpoint.recipe.normalise
         self._dimension = checkpoint.recipe.dimension or checkpoint.dimension
-        implementation = getattr(self._model.config, "_attn_implementation", None)
-        self._mask_as_it_is = implementation == "sdpa" and self._model.config.model_type in _SEES_ALL
+        self._masking = _masking_of(self._model)
 
     @property
     def tokens_per_batch(self) -> int:
@@ -110,7 +114,7 @@ class _TorchEngine:
     @torch.inference_mode()
     def fill(self, embeddings: Tensor, batch: Batch) -> None:
         """Queues work on the device and waits for none of it."""
-        sheet = to_device(batch.sheet, self._model.device)
+        sheet = queued_to_device(batch.sheet, self._model.device)
         ids, attended, source, destination = sheet.split(batch.parts)
         ids = ids.view(batch.sequences, batch.width)
         mask = None if batch.full else self._mask(attended, batch.width)
@@ -136,17 +140,39 @@ class _TorchEngine:
         return pooled(embeddings, pooling)
 
     def ran_out_of_memory(self, error: Exception) -> bool:
-        """CPU allocators raise a plain RuntimeError; accelerators keep freed blocks of other sizes in their cache."""
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "alloc" not in str(error):
-            return False
+        """CPU allocators and CUDA's libraries raise plain RuntimeErrors, told by their words."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        said = str(error).lower()
+        return any(words in said for words in _SCARCE)
+
+    def free(self) -> None:
+        """Accelerators keep freed blocks of other sizes in their cache."""
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
-        return True
 
-    def _mask(self, attended: Tensor, width: int) -> Tensor:
-        """(B, 1, 1, L) where the model takes it as it is; for a mask (B, L) it would ask the device what is in it."""
-        mask = torch.arange(width, device=attended.device) < attended[:, None]
-        return mask[:, None, None, :] if self._mask_as_it_is else mask.long()
+    def _mask(self, attended: Tensor, width: int) -> Tensor | dict[str, Tensor]:
+        """What the model takes as it is; of a mask (B, L) transformers would ask the device what is in it."""
+        position = torch.arange(width, device=attended.device)
+        seen = position < attended[:, None]
+        if self._masking == "counted":
+            return seen.long()
+        everywhere = seen[:, None, None, :]
+        if self._masking == "everywhere":
+            return everywhere
+        near = (position[:, None] - position).abs() <= self._model.config.sliding_window
+        return {"full_attention": everywhere, "sliding_attention": everywhere & near}
+
+
+def _masking_of(model: PreTrainedModel) -> Masking:
+    config = model.config
+    if getattr(config, "_attn_implementation", None) != "sdpa":
+        return "counted"
+    if config.model_type in _SEES_ALL:
+        return "everywhere"
+    # Older transformers made ModernBERT's masks from another argument.
+    windowed = config.model_type == "modernbert" and "sliding_window_mask" not in signature(model.forward).parameters
+    return "windowed" if windowed else "counted"
 
 
 def _check_model(model: PreTrainedModel, largest_id: int) -> None:

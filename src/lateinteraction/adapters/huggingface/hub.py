@@ -20,6 +20,13 @@ from lateinteraction.domain.ports import ModelStore
 _VENDOR_ERRORS = (HfHubHTTPError, *HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
 
 
+_MODEL_FILES = (
+    *("*.json", "*.jinja", "*.safetensors", "*.bin", "*.metadata", "vocab*", "merges.txt", "*.model"),
+    *("*_Dense/*", "*_Pooling/*", "*_Normalize/*"),
+)
+"""What a model that was there before may have left, and a reader would take for this one's."""
+
+
 @final
 @frozen(kw_only=True)
 class HubStore:
@@ -57,7 +64,11 @@ class HubStore:
                 if self.revision is not None:
                     api.create_branch(repository, branch=self.revision, exist_ok=True)
                 api.upload_folder(
-                    repo_id=repository, folder_path=folder, revision=self.revision, commit_message=self.message
+                    repo_id=repository,
+                    folder_path=folder,
+                    revision=self.revision,
+                    commit_message=self.message,
+                    delete_patterns=list(_MODEL_FILES),
                 )
         return repository
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lateinteraction.adapters.neural.transfer import to_device
 from lateinteraction.domain.errors import InvalidModel, InvalidOption, shown
+from lateinteraction.domain.text import Query
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 _ELEMENTWISE = (
@@ -212,6 +213,16 @@ class RandomProjection:
         return DenseLayer(torch.randn((self.dimension, width), generator=generator) / width**0.5)
 
 
+def _texts(given: Iterable[str]) -> tuple[str, ...]:
+    """Texts that can be tokenised; a lone str is a sequence of its characters, and nobody means that."""
+    if isinstance(given, str):
+        raise InvalidOption("one text to fit a projection on", "a list of them", "Put it into a list.")
+    texts = tuple(given)
+    for text in texts:
+        Query(text)
+    return texts
+
+
 @frozen
 class PcaProjection:
     """The directions along which the token embeddings of some texts are longest.
@@ -225,11 +236,11 @@ class PcaProjection:
     """
 
     dimension: int = field()
-    texts: tuple[str, ...] = field(converter=tuple, repr=False)
+    texts: tuple[str, ...] = field(converter=_texts, repr=False)
 
     def __attrs_post_init__(self) -> None:
         _check_whole("dimension", self.dimension, least=1)
-        if not self.texts or not all(isinstance(text, str) and text for text in self.texts):
+        if not all(self.texts) or not self.texts:
             raise InvalidOption("texts to fit a projection on", "at least one, none of them empty", "Give a sample.")
 
     def layer(self, tokens: NDArray[Any]) -> DenseLayer:

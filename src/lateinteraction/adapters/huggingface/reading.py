@@ -31,7 +31,7 @@ from lateinteraction.adapters.huggingface.formats.transformer import (
     usable_positions,
 )
 from lateinteraction.adapters.huggingface.projection import PcaProjection, Projection, RandomProjection
-from lateinteraction.adapters.huggingface.sources import HubAccess, Place, locate
+from lateinteraction.adapters.huggingface.sources import HubAccess, Place, Translated, locate
 from lateinteraction.adapters.neural.transfer import resolve_device, to_device, to_host
 from lateinteraction.domain.errors import InvalidModel, InvalidOption, InvalidRecipe, shown
 from lateinteraction.domain.recipe import EncodingRecipe
@@ -146,7 +146,7 @@ def read_checkpoint(
     """
     device = resolve_device(options.device)
     place = locate(source, options.hub)
-    description = describe(place)
+    description = _described(place)
     how = options.transformer(device, inline_projection=description.inline_projection)
     transformer, tokenizer = load_transformer(place, description.transformer, how)
     if description.lower_case:
@@ -163,21 +163,26 @@ def read_checkpoint(
         recipe=fitted,
         source=str(source),
         format=description.format,
+        narrowed=options.dtype == "auto" and how.dtype != torch.float32,
     )
     if options.projection is not None:
-        checkpoint = _projected(place, checkpoint, options.projection, has_one=_has_projection(description))
+        checkpoint = _projected(place, checkpoint, options.projection, has_one=projection.width is not None)
     checkpoint.projection.type(how.dtype)
     _move(checkpoint.projection, device)
     return checkpoint
 
 
+def _described(place: Place) -> Description:
+    try:
+        with Translated(place):
+            return describe(place)
+    except InvalidRecipe as error:
+        raise InvalidModel(f"{place}, whose files set {error.given}", error.expected, error.remedy) from error
+
+
 def _move(module: nn.Module, device: torch.device) -> None:
     for tensor in chain(module.parameters(), module.buffers()):
         tensor.data = to_device(tensor.data, device)
-
-
-def _has_projection(description: Description) -> bool:
-    return bool(description.dense) or description.inline_projection
 
 
 def _recipe(

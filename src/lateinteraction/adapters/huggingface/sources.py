@@ -144,9 +144,10 @@ class Place:
 
     def _weights_named(self, name: str) -> tuple[Path, ...]:
         index = f"{name}.index.json"
-        self.fetch([name, index])
+        self.fetch([name])
         if (self.folder / name).is_file():
             return (self.folder / name,)
+        self.fetch([index])
         listed = self.read_object(index)
         if listed is None:
             return ()

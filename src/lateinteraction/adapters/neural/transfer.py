@@ -20,14 +20,19 @@ def to_host(tensor: Tensor) -> NDArray[Any]:
 
 
 def to_device(array: NDArray[Any] | Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on the device; shares memory where nothing has to move.
-
-    What goes to a CUDA device is pinned first, so that nobody waits for the copy.
-    """
+    """A tensor on the device; shares memory where nothing has to move."""
     tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def queued_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor on the device for which nobody waits: pinned first, where it goes to CUDA.
+
+    For what is small and sent often, since pinned memory is never given back.
+    """
+    if device.type != "cuda":
+        return to_device(array, device)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).pin_memory().to(device, non_blocking=True)
 
 
 def to_torch(embeddings: TokenEmbeddings[NDArray[Any]], device: torch.device | str) -> TokenEmbeddings[Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -119,7 +119,8 @@ def read_model(folder: str | Path, *, threads: int | None = None) -> OnnxModel:
     description = read_description(place)
     check_digests(place, description)
     session = open_session(place / MODEL, threads=threads)
-    tokenizer = Tokenizer.from_file(str(place / TOKENIZER))
+    with _Translated(place):
+        tokenizer = Tokenizer.from_file(str(place / TOKENIZER))
     largest_id = max(tokenizer.get_vocab().values(), default=0)
     if largest_id >= description.vocabulary or session.dimension != description.dimension:
         raise InvalidModel(
@@ -128,6 +129,26 @@ def read_model(folder: str | Path, *, threads: int | None = None) -> OnnxModel:
             "Its files belong to several models; export one again.",
         )
     return OnnxModel(session=session, tokenizer=tokenizer, description=description)
+
+
+@frozen
+class _Translated:
+    """What tokenizers raises, `Exception` itself, as `InvalidModel`; a handler that names it would catch everything."""
+
+    place: Path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is Exception:
+            raise InvalidModel(
+                f"{self.place / TOKENIZER} ({error})"[:300],
+                "a tokenizer.json that this version of tokenizers reads",
+                "Install a newer tokenizers, or export the model again.",
+            ) from error
 
 
 class _OnnxEngine:
@@ -177,6 +198,9 @@ class _OnnxEngine:
 
     def ran_out_of_memory(self, error: Exception) -> bool:
         return isinstance(error, MemoryError)
+
+    def free(self) -> None:
+        """Nothing is held between batches but what ONNX Runtime's arena keeps for the next."""
 
 
 def _check_recipe(description: Description, recipe: EncodingRecipe) -> None:

@@ -15,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, cast, final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 import numpy as np
 from attrs import evolve, frozen
@@ -45,6 +46,7 @@ PIECES_PER_WORKER = 4
 SECONDS_TO_END = 5.0
 
 Embeddings = TokenEmbeddings[NDArray[np.float32]]
+Item = TypeVar("Item", Query, Document)
 
 
 @frozen(kw_only=True)
@@ -83,7 +85,7 @@ class ProcessEncoder:
         self.close = weakref.finalize(self, _end_all, self._workers)
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         try:
-            ready = [self._answer_of(worker) for worker in self._workers]
+            ready = [self._judged(worker, worker.receive()) for worker in self._workers]
         except LateInteractionError:
             self.close()
             raise
@@ -115,24 +117,11 @@ class ProcessEncoder:
 
     def encode_queries_with_report(self, queries: Sequence[Query]) -> tuple[Embeddings, EncodingReport]:
         """The same embeddings, and what became of the texts instead of a warning."""
-        return _read(self._ask("encode queries", [query.text for query in queries]))
+        return self._gathered("encode queries", queries, None)
 
     def encode_documents_with_report(self, documents: Sequence[Document]) -> tuple[Embeddings, EncodingReport]:
         """The same embeddings, and what became of the texts instead of a warning."""
-        size = -(-len(documents) // (PIECES_PER_WORKER * len(self._workers)))
-        size = min(max(size, 1), DOCUMENTS_PER_PIECE)
-        pieces = (documents[first : first + size] for first in range(0, max(1, len(documents)), size))
-        parts: list[NDArray[np.float32]] = []
-        lengths: list[NDArray[np.int64]] = []
-        reports: list[EncodingReport] = []
-        done = 0
-        for piece, (embeddings, report) in self._in_order(pieces):
-            parts.append(embeddings.tokens)
-            lengths.append(embeddings.lengths)
-            reports.append(evolve(report, truncated=report.truncated + done, split=report.split + done))
-            done += len(piece)
-            self._tell(done, len(documents))
-        return TokenEmbeddings(np.concatenate(parts), offsets_of(np.concatenate(lengths))), sum_of(reports)
+        return self._gathered("encode documents", documents, self._progress)
 
     def stream_documents(
         self, documents: Iterable[Document], *, documents_per_piece: int = DOCUMENTS_PER_PIECE
@@ -149,28 +138,46 @@ class ProcessEncoder:
         """Ids and characters of the tokens that `encode_documents` embeds."""
         return TokenTrace(**self._ask("trace documents", [document.text for document in documents]).arrays)
 
+    def _gathered(
+        self, what: str, items: Sequence[Item], progress: Progress | None
+    ) -> tuple[Embeddings, EncodingReport]:
+        """A list, cut into pieces for all workers, and put together again."""
+        size = -(-len(items) // (PIECES_PER_WORKER * len(self._workers)))
+        size = min(max(size, 1), DOCUMENTS_PER_PIECE)
+        pieces = (items[first : first + size] for first in range(0, max(1, len(items)), size))
+        parts: list[NDArray[np.float32]] = []
+        lengths: list[NDArray[np.int64]] = []
+        reports: list[EncodingReport] = []
+        done = 0
+        for piece, (embeddings, report) in self._in_order(what, pieces):
+            parts.append(embeddings.tokens)
+            lengths.append(embeddings.lengths)
+            reports.append(evolve(report, truncated=report.truncated + done, split=report.split + done))
+            done += len(piece)
+            if progress is not None:
+                progress(done, len(items))
+        return TokenEmbeddings(np.concatenate(parts), offsets_of(np.concatenate(lengths))), sum_of(reports)
+
     def _stream(self, documents: Iterable[Document], size: int) -> Iterator[EncodedDocuments[NDArray[np.float32]]]:
         source = iter(documents)
         done = cut = 0
-        for piece, (embeddings, report) in self._in_order(iter(lambda: list(islice(source, size)), [])):
+        pieces = iter(lambda: list(islice(source, size)), [])
+        for piece, (embeddings, report) in self._in_order("encode documents", pieces):
             done, cut = done + len(piece), cut + len(report.truncated)
-            self._tell(done, None)
+            if self._progress is not None:
+                self._progress(done, None)
             yield EncodedDocuments(piece, embeddings, report)
         warn_of_truncation(cut, done, "document", self._recipe.document_length)
 
-    def _tell(self, done: int, total: int | None) -> None:
-        if self._progress is not None:
-            self._progress(done, total)
-
     def _in_order(
-        self, pieces: Iterable[Sequence[Document]]
-    ) -> Iterator[tuple[Sequence[Document], tuple[Embeddings, EncodingReport]]]:
+        self, what: str, pieces: Iterable[Sequence[Item]]
+    ) -> Iterator[tuple[Sequence[Item], tuple[Embeddings, EncodingReport]]]:
         """Every piece with what a worker made of it, in order; the caller's thread draws the pieces."""
-        waiting: deque[tuple[Sequence[Document], Future[tuple[Embeddings, EncodingReport]]]] = deque()
+        waiting: deque[tuple[Sequence[Item], Future[tuple[Embeddings, EncodingReport]]]] = deque()
         with ThreadPoolExecutor(max_workers=len(self._workers), thread_name_prefix="worker") as threads:
             try:
                 for piece in pieces:
-                    waiting.append((piece, threads.submit(self._encode, piece)))
+                    waiting.append((piece, threads.submit(self._encode, what, piece)))
                     if len(waiting) > 2 * len(self._workers):
                         first, future = waiting.popleft()
                         yield first, future.result()
@@ -181,23 +188,27 @@ class ProcessEncoder:
                 for _, future in waiting:
                     future.cancel()
 
-    def _encode(self, piece: Sequence[Document]) -> tuple[Embeddings, EncodingReport]:
-        return _read(self._ask("encode documents", [document.text for document in piece]))
+    def _encode(self, what: str, piece: Sequence[Query | Document]) -> tuple[Embeddings, EncodingReport]:
+        return _read(self._ask(what, [item.text for item in piece]))
 
     def _ask(self, what: str, texts: Sequence[str]) -> Frame:
         """An idle worker's answer."""
         worker = self._idle.get()
+        answered = False
         try:
             if not self.close.alive:
                 raise WorkerFailed("workers that have ended", "living ones", "Load the model again.")
             worker.send(Frame({"do": what, "texts": list(texts)}))
-            return self._answer_of(worker)
+            answer = worker.receive()
+            answered = True
         finally:
+            if not answered:  # an interrupt: what it still says would be taken for the answer to the next request
+                self.close()
             self._idle.put(worker)
+        return self._judged(worker, answer)
 
-    def _answer_of(self, worker: _Worker) -> Frame:
+    def _judged(self, worker: _Worker, answer: Frame | None) -> Frame:
         """What the worker says; where it refuses or has ended, the error of it."""
-        answer = worker.receive()
         if answer is None:
             self.close()
             raise WorkerFailed(
@@ -229,12 +240,15 @@ class _Worker:
     def receive(self) -> Frame | None:
         return read_frame(cast("Any", self._answers))
 
-    def end(self) -> None:
-        """No more requests: it finishes the one it has. One that takes long is killed."""
+    def hang_up(self) -> None:
+        """No more requests: it finishes the one it has."""
         with suppress(OSError):  # what was not read by one that has ended
             self._requests.close()
+
+    def end(self, deadline: float) -> None:
+        """Wait for its end; after the deadline it is killed."""
         try:
-            self.process.wait(SECONDS_TO_END)
+            self.process.wait(max(0.0, deadline - monotonic()))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -242,7 +256,8 @@ class _Worker:
 
 
 def _start(command: Sequence[str], job: Job) -> _Worker:
-    threads = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
+    limits = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # of arithmetic, and of tokenizers
+    threads = {} if job.threads is None else dict.fromkeys(limits, str(job.threads))
     # In a session of its own: an interrupt from the terminal is for the program, which then ends its workers.
     process = subprocess.Popen(  # noqa: S603 — the command is wiring's own
         command,
@@ -258,7 +273,10 @@ def _start(command: Sequence[str], job: Job) -> _Worker:
 
 def _end_all(workers: Sequence[_Worker]) -> None:
     for worker in workers:
-        worker.end()
+        worker.hang_up()
+    deadline = monotonic() + SECONDS_TO_END
+    for worker in workers:
+        worker.end(deadline)
 
 
 def _read(answer: Frame) -> tuple[Embeddings, EncodingReport]:

@@ -7,6 +7,7 @@ The files decide, in this order: a modules.json (PyLate and sentence-transformer
 from __future__ import annotations
 
 from lateinteraction.adapters.huggingface.formats.description import Description, Format
+from lateinteraction.adapters.huggingface.formats.listing import LENGTHS
 from lateinteraction.adapters.huggingface.formats.modules import describe_modules
 from lateinteraction.adapters.huggingface.formats.stanford import describe_stanford
 from lateinteraction.adapters.huggingface.sources import Place
@@ -26,4 +27,4 @@ def describe(place: Place) -> Description:
     config = place.read_object("config.json") or {}
     if "HF_ColBERT" in (config.get("architectures") or ()):
         return describe_stanford(place)
-    return Description(format="plain")
+    return Description(format="plain", bounded=LENGTHS)

@@ -68,7 +68,8 @@ def load_transformer(
             weights that are not exactly this model's.
         ModelMismatch: weights of another digest.
     """
-    config = _checked_config(place, inner, options)
+    with Translated(place):
+        config = _checked_config(place, inner, options)
     files = place.weights(inner, pickled=options.pickled)
     if options.sha256 is not None:
         place.check_digest(files, options.sha256)
