@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -130,13 +129,29 @@ def test_a_worker_that_dies_is_an_error_and_the_encoder_is_done() -> None:
         encoder.encode_documents(documents("fox"))
 
 
-def test_an_interrupted_request_leaves_no_answer_for_the_next() -> None:
-    with started(1) as encoder:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
-            encoder.trace_documents(documents("slow", "fox", "dog"))
-        with pytest.raises(WorkerFailed, match="ended"):
-            encoder.trace_documents(documents("fox"))
+def test_an_interrupted_request_leaves_no_answer_for_the_next(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"  # a process of its own, where nobody else may catch the interrupt
+    program.write_text(
+        textwrap.dedent(f"""
+        import os, signal, threading
+        from lateinteraction.adapters.processes.encoder import Job, ProcessEncoder
+        from lateinteraction.domain.errors import WorkerFailed
+        from lateinteraction.domain.text import Document
+
+        with ProcessEncoder({ECHO!r}, [Job(settings={{}})]) as encoder:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                encoder.trace_documents([Document("0", "slow"), Document("1", "fox")])
+            except KeyboardInterrupt:
+                print("interrupted")
+            try:
+                encoder.trace_documents([Document("0", "fox")])
+            except WorkerFailed as error:
+                print("refused" if "ended" in str(error) else error)
+        """)
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["interrupted", "refused"], done.stderr
 
 
 def test_queries_are_shared_too(encoder: ProcessEncoder) -> None:
