@@ -138,6 +138,7 @@ def test_an_interrupted_request_leaves_no_answer_for_the_next(tmp_path: Path) ->
         from lateinteraction.domain.errors import WorkerFailed
         from lateinteraction.domain.text import Document
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         with ProcessEncoder({ECHO!r}, [Job(settings={{}})]) as encoder:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
