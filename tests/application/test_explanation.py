@@ -22,7 +22,7 @@ class ReferenceMatcher:
     def winners(
         self, query: TokenEmbeddings[np.ndarray], document: TokenEmbeddings[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        winners = reference.argmax(query, document)[:, 0]
+        winners = reference.maxsim_winners(query, document)[:, 0]
         if not len(document.tokens):
             return np.full(len(winners), -np.inf, np.float32), winners
         return np.einsum("sd,sd->s", query.tokens, document.tokens[winners]), winners
@@ -51,7 +51,9 @@ def test_each_word_points_at_the_word_it_found() -> None:
 def test_contributions_sum_to_the_score(query: str, text: str) -> None:
     explanation = explainer().explain(Query(query), document(text))
     encoder = HashEncoder()
-    (score,) = reference.maxsim(encoder.encode_queries([Query(query)]), encoder.encode_documents([document(text)]))[0]
+    (score,) = reference.maxsim_all_pairs(
+        encoder.encode_queries([Query(query)]), encoder.encode_documents([document(text)])
+    )[0]
     total = sum(match.contribution for match in explanation.matches)
     assert total == explanation.score or total == pytest.approx(explanation.score, rel=1e-5, abs=1e-5)
     assert explanation.score == score or explanation.score == pytest.approx(float(score), rel=1e-6)

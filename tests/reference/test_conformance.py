@@ -91,21 +91,21 @@ MASKED = tuple(
 @pytest.mark.parametrize("case", UNMASKED)
 def test_scores_and_gradients_without_masks_agree(case: str) -> None:
     queries, documents = padded(case, "q"), padded(case, "d")
-    np.testing.assert_allclose(reference.maxsim(queries, documents), golden(case, "scores"), **CLOSE)
-    assert_gradients(case, reference.maxsim_gradients(queries, documents, golden(case, "w")), masked="zeros")
+    np.testing.assert_allclose(reference.maxsim_all_pairs(queries, documents), golden(case, "scores"), **CLOSE)
+    assert_gradients(case, reference.maxsim_all_pairs_gradients(queries, documents, golden(case, "w")), masked="zeros")
 
 
 @pytest.mark.parametrize("case", MASKED)
 def test_pylate_scores_a_masked_token_as_a_token_of_zeros(case: str) -> None:
     queries, documents = zeroed(case, "q"), zeroed(case, "d")
-    np.testing.assert_allclose(reference.maxsim(queries, documents), golden(case, "scores"), **CLOSE)
-    assert_gradients(case, reference.maxsim_gradients(queries, documents, golden(case, "w")), masked="zeros")
+    np.testing.assert_allclose(reference.maxsim_all_pairs(queries, documents), golden(case, "scores"), **CLOSE)
+    assert_gradients(case, reference.maxsim_all_pairs_gradients(queries, documents, golden(case, "w")), masked="zeros")
 
 
 @pytest.mark.parametrize("case", [*MASKED, "colbert_class/qmask_dmask"])
 def test_scores_of_absent_tokens_differ_where_zero_won_and_by_what_it_won(case: str) -> None:
     queries, documents = live(case, "q"), live(case, "d")
-    scores = reference.maxsim(queries, documents)
+    scores = reference.maxsim_all_pairs(queries, documents)
     for j, document in enumerate(documents):
         if not len(document):
             assert np.all(np.isneginf(scores[:, j]))
@@ -121,7 +121,8 @@ def test_scores_of_absent_tokens_differ_where_zero_won_and_by_what_it_won(case: 
 def test_the_golden_cases_show_both_agreement_and_difference() -> None:
     """Without this, the test above could pass on cases in which zero never wins, or always does."""
     differences = {
-        case: np.abs(reference.maxsim(live(case, "q"), live(case, "d")) - golden(case, "scores")) for case in MASKED
+        case: np.abs(reference.maxsim_all_pairs(live(case, "q"), live(case, "d")) - golden(case, "scores"))
+        for case in MASKED
     }
     assert np.any(differences["colbert/dmask_holes"] < 1e-6)
     assert np.any(differences["colbert/dmask_holes"] > 0.1)
@@ -131,15 +132,15 @@ def test_the_golden_cases_show_both_agreement_and_difference() -> None:
 
 @pytest.mark.parametrize("case", ["colbert/bf16", "colbert/fp16"])
 def test_low_precision_scores_agree_as_far_as_that_precision_goes(case: str) -> None:
-    scores = reference.maxsim(zeroed(case, "q"), zeroed(case, "d"))
+    scores = reference.maxsim_all_pairs(zeroed(case, "q"), zeroed(case, "d"))
     np.testing.assert_allclose(scores, golden(case, "scores").astype(np.float32), rtol=2e-2, atol=2e-2)
 
 
 def test_every_query_with_the_documents_of_all_queries() -> None:
     case = "colbert_class/qmask_dmask"
     queries, documents = zeroed(case, "q"), zeroed(case, "d")
-    np.testing.assert_allclose(reference.maxsim(queries, documents), golden(case, "scores"), **CLOSE)
-    assert_gradients(case, reference.maxsim_gradients(queries, documents, golden(case, "w")), masked="zeros")
+    np.testing.assert_allclose(reference.maxsim_all_pairs(queries, documents), golden(case, "scores"), **CLOSE)
+    assert_gradients(case, reference.maxsim_all_pairs_gradients(queries, documents, golden(case, "w")), masked="zeros")
 
 
 def test_pairs_agree() -> None:
@@ -147,7 +148,9 @@ def test_pairs_agree() -> None:
     scores = reference.maxsim_pairs(queries, documents, rows, rows)
     np.testing.assert_allclose(scores, golden("pairwise/basic", "scores"), **CLOSE)
     upstream = np.diag(golden("pairwise/basic", "w"))
-    assert_gradients("pairwise/basic", reference.maxsim_gradients(queries, documents, upstream), masked="zeros")
+    assert_gradients(
+        "pairwise/basic", reference.maxsim_all_pairs_gradients(queries, documents, upstream), masked="zeros"
+    )
 
 
 def test_ragged_pairs_agree() -> None:
@@ -198,7 +201,7 @@ def test_rankings_of_padded_documents_agree(case: str) -> None:
     about = facts()[case]
     queries = TokenEmbeddings(golden(case, "q_flat"), offsets_of(about["q_lens"]))
     for query, documents in enumerate(ragged(case, about["d_lens"])):
-        scores = reference.maxsim(queries.span(query, query + 1), with_zeros(documents))[0]
+        scores = reference.maxsim_all_pairs(queries.span(query, query + 1), with_zeros(documents))[0]
         ranking = Ranking.from_scores([DocumentId(str(each)) for each in about["documents_ids"][query]], scores)
         assert list(ranking.documents) == [str(hit["id"]) for hit in about["result"][query]]
         np.testing.assert_allclose(ranking.scores, [hit["score"] for hit in about["result"][query]], **CLOSE)
@@ -207,7 +210,7 @@ def test_rankings_of_padded_documents_agree(case: str) -> None:
 def test_padding_raises_the_score_of_a_short_document_and_we_do_not_pad() -> None:
     case = "rerank/negative_short_document_gets_zero_from_padding"
     queries = TokenEmbeddings(golden(case, "q_flat"), offsets_of(facts()[case]["q_lens"]))
-    short, long = reference.maxsim(queries, ragged(case, facts()[case]["d_lens"])[0])[0]
+    short, long = reference.maxsim_all_pairs(queries, ragged(case, facts()[case]["d_lens"])[0])[0]
     beside, alone = facts()[case]["result"][0], facts()["rerank/negative_short_document_alone"]["result"][0][0]
     assert (beside[0]["id"], beside[0]["score"]) == ("short", 0.0)
     assert short == pytest.approx(alone["score"], rel=1e-6)
@@ -220,14 +223,14 @@ def test_padding_raises_the_score_of_a_short_document_and_we_do_not_pad() -> Non
 @pytest.mark.parametrize("case", cases("xtr/", "scores"))
 def test_in_batch_xtr_agrees(case: str) -> None:
     queries, documents, k = live(case, "q"), live(case, "d"), int(golden(case, "k"))
-    np.testing.assert_allclose(reference.xtr_scores(queries, documents, k), golden(case, "scores"), **CLOSE)
+    np.testing.assert_allclose(reference.xtr_all_pairs(queries, documents, k), golden(case, "scores"), **CLOSE)
     assert_gradients(case, reference.xtr_gradients(queries, documents, k, golden(case, "w")), masked="absent")
 
 
 @pytest.mark.parametrize("case", cases("xtr_kd/", "scores"))
 def test_xtr_of_each_querys_own_documents_is_a_part_of_the_matrix(case: str) -> None:
     queries, documents, k = live(case, "q"), live(case, "d"), int(golden(case, "k"))
-    scores = reference.xtr_scores(queries, documents, k)
+    scores = reference.xtr_all_pairs(queries, documents, k)
     own = np.arange(12).reshape(4, 3)
     np.testing.assert_allclose(np.take_along_axis(scores, own, axis=1), golden(case, "scores"), **CLOSE)
     upstream = np.zeros((4, 12))
@@ -370,7 +373,7 @@ def test_losses_of_xtr_scores_agree_once_ties_are_broken_as_torch_broke_them(nam
     owners = np.repeat(np.arange(BATCH), queries.embeddings.lengths)
     every = [TokenEmbeddings(token[None], [0, 1]) for token in queries.embeddings.tokens]
     kept = [reference.keep(documents.embeddings, row) for row in chosen]
-    parts = np.concatenate([reference.maxsim(one, own) for one, own in zip(every, kept, strict=True)])
+    parts = np.concatenate([reference.maxsim_all_pairs(one, own) for one, own in zip(every, kept, strict=True)])
     retrieved = np.isfinite(parts)
     counts = np.stack([retrieved[owners == i].sum(axis=0) for i in range(BATCH)])
     sums = np.stack([np.where(retrieved, parts, 0.0)[owners == i].sum(axis=0) for i in range(BATCH)])
@@ -378,7 +381,7 @@ def test_losses_of_xtr_scores_agree_once_ties_are_broken_as_torch_broke_them(nam
     grad_queries, grad_documents = np.zeros_like(queries.units), np.zeros_like(documents.units)
     for s, (one, own) in enumerate(zip(every, kept, strict=True)):
         share = (upstream / np.maximum(counts, 1))[owners[s]][None]
-        grad, grad_own = reference.maxsim_gradients(one, own, share)
+        grad, grad_own = reference.maxsim_all_pairs_gradients(one, own, share)
         grad_queries[s] = grad[0]
         grad_documents[chosen[s]] += grad_own
     assert loss == pytest.approx(float(golden(f"losses/{name}", "loss")), rel=1e-5)

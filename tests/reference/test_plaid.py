@@ -44,25 +44,25 @@ def world(seed: int, bits: int, width: int) -> tuple[ResidualCodec, Embeddings, 
 def test_assignment_worked_out_by_hand() -> None:
     centroids = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     tokens = np.array([[0.9, 0.1], [0.1, 0.9], [-0.2, -0.9], [-1.0, 0.5]])
-    np.testing.assert_array_equal(reference.assign(tokens, centroids), [0, 1, 2, 2])
+    np.testing.assert_array_equal(reference.kmeans_assign(tokens, centroids), [0, 1, 2, 2])
 
 
 @given(lis.tokens(9, 3, values="repeated"), lis.tokens(6, 3, values="repeated"))
 def test_a_token_goes_to_the_first_of_its_best_centroids(tokens: Floats, centroids: Floats) -> None:
-    for token, code in zip(tokens, reference.assign(tokens, centroids), strict=True):
+    for token, code in zip(tokens, reference.kmeans_assign(tokens, centroids), strict=True):
         found = [float(token @ centroid) for centroid in centroids]
         assert code == found.index(max(found))
 
 
 def test_a_centroid_moves_to_the_direction_of_its_mean() -> None:
     tokens = np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 1.0]])
-    updated = reference.update_centroids(tokens, np.array([0, 0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]]))
+    updated = reference.kmeans_update(tokens, np.array([0, 0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]]))
     np.testing.assert_allclose(updated, [[0.6, 0.8], [0.0, 1.0]])
 
 
 def test_a_centroid_without_tokens_or_whose_tokens_cancel_out_stays() -> None:
     centroids = np.array([[0.6, 0.8], [0.0, 1.0]])
-    updated = reference.update_centroids(np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([0, 0]), centroids)
+    updated = reference.kmeans_update(np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([0, 0]), centroids)
     np.testing.assert_array_equal(updated, centroids)
 
 
@@ -72,9 +72,9 @@ def test_a_step_of_k_means_never_takes_tokens_further_from_their_centroids(seed:
     tokens, centroids = directions(generator, 30, width), directions(generator, count, width)
     closeness = []
     for _ in range(5):
-        codes = reference.assign(tokens, centroids)
+        codes = reference.kmeans_assign(tokens, centroids)
         closeness.append(np.sum(tokens * centroids[codes]))
-        centroids = reference.update_centroids(tokens, codes, centroids)
+        centroids = reference.kmeans_update(tokens, codes, centroids)
     assert np.all(np.diff(closeness) >= -1e-9)
     np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1.0)
 
@@ -127,7 +127,7 @@ def test_training_shares_residuals_out_evenly(seed: int, bits: int, width: int) 
     generator = np.random.default_rng(seed)
     tokens, centroids = directions(generator, 64, width), directions(generator, 3, width)
     codec = reference.train_codec(tokens, centroids, bits)
-    residuals = (tokens - centroids[reference.assign(tokens, centroids)]).ravel()
+    residuals = (tokens - centroids[reference.kmeans_assign(tokens, centroids)]).ravel()
     if len(np.unique(residuals)) == len(residuals):  # in one dimension they repeat
         counts = np.bincount(np.searchsorted(codec.cutoffs, residuals), minlength=2**bits)
         assert counts.max() - counts.min() <= 1
@@ -195,7 +195,9 @@ def test_residual_maxsim_is_maxsim_on_decompressed_tokens(seed: int, bits: int, 
     codec, queries, documents = world(seed, bits, width)
     compressed = reference.compress(codec, documents)
     scores = reference.residual_maxsim(queries, codec, compressed)
-    np.testing.assert_allclose(scores, reference.maxsim(queries, reference.decompress(codec, compressed)), atol=1e-12)
+    np.testing.assert_allclose(
+        scores, reference.maxsim_all_pairs(queries, reference.decompress(codec, compressed)), atol=1e-12
+    )
     np.testing.assert_array_equal(
         np.isneginf(scores), [[False, False, True, False], [False] * 4, [False, False, True, False]]
     )
@@ -206,31 +208,50 @@ def test_centroid_interaction_looks_up_the_table_of_centroid_scores(seed: int, b
     codec, queries, documents = world(seed, bits, width)
     compressed = reference.compress(codec, documents)
     table = reference.centroid_scores(queries, codec.centroids)
-    assert table.shape == (4, 5)
-    scores = reference.centroid_interaction(queries, codec.centroids, compressed.codes, compressed.offsets)
+    assert table.shape == (5, 4)
+    scores = reference.centroid_interaction(table, queries.offsets, compressed.codes, compressed.offsets)
     for i in range(len(queries)):
         for j in range(len(documents)):
             codes = compressed.codes[compressed.offsets[j] : compressed.offsets[j + 1]]
-            own = table[queries.offsets[i] : queries.offsets[i + 1]][:, codes]
-            assert scores[i, j] == pytest.approx(own.max(axis=1, initial=-np.inf).sum(), rel=1e-12)
+            own = table[codes, queries.offsets[i] : queries.offsets[i + 1]]
+            assert scores[i, j] == pytest.approx(own.max(axis=0, initial=-np.inf).sum(), rel=1e-12)
 
 
 @given(lis.query_document_embeddings(values="unit", documents=(1, 5)))
 def test_with_every_token_a_centroid_the_interaction_is_exact(pair: tuple[Embeddings, Embeddings]) -> None:
     queries, documents = pair
-    codes = np.arange(len(documents.tokens))
-    np.testing.assert_array_equal(
-        reference.centroid_interaction(queries, documents.tokens, codes, documents.offsets),
-        reference.maxsim(queries, documents),
+    table = reference.centroid_scores(queries, documents.tokens.astype(np.float64))
+    np.testing.assert_allclose(
+        reference.centroid_interaction(table, queries.offsets, np.arange(len(table)), documents.offsets),
+        reference.maxsim_all_pairs(queries, documents),
+        rtol=1e-6,
     )
+
+
+@given(st.integers(1, 6), st.data())
+def test_a_table_in_eight_bits_is_off_by_half_a_step_at_most(tokens: int, data: st.DataObject) -> None:
+    table = data.draw(lis.tokens(5, tokens)).astype(np.float32)
+    quantised = reference.quantise_table(table)
+    assert (quantised.values.dtype, quantised.steps.dtype, quantised.lows.dtype) == (np.uint8, np.float32, np.float32)
+    assert np.all(np.abs(quantised.restored() - table) <= 0.501 * quantised.steps + 1e-6)
+
+
+def test_a_table_in_eight_bits_worked_out_by_hand() -> None:
+    table = np.array([[0.0, -127.0, 0.5], [255.0, 128.0, 0.5], [0.5, 0.5, 0.5], [1.5, 100.25, 0.5]], np.float32)
+    quantised = reference.quantise_table(table)
+    np.testing.assert_array_equal(quantised.values, [[0, 0, 0], [255, 255, 0], [0, 128, 0], [2, 227, 0]])
+    np.testing.assert_array_equal(quantised.lows, np.array([0.0, -127.0, 0.5], np.float32))
+    assert quantised.steps[2] == 0.0
+    with pytest.raises(InvalidEmbeddings):
+        reference.quantise_table(table[:0])
 
 
 @given(st.integers(1, 7), st.data())
 def test_probes_are_the_best_centroids_first_and_ties_go_to_the_lowest(nprobe: int, data: st.DataObject) -> None:
-    table = data.draw(lis.tokens(3, 5, values="dyadic"))
+    table = data.draw(lis.tokens(5, 3, values="dyadic"))
     probed = reference.probe(table, nprobe)
     assert probed.shape == (3, min(nprobe, 5))
-    for row, chosen in zip(table, probed, strict=True):
+    for row, chosen in zip(table.T, probed, strict=True):
         assert list(chosen) == sorted(range(5), key=lambda k: (-row[k], k))[:nprobe]
 
 
@@ -240,12 +261,14 @@ def test_results_are_float32_unless_float64_came_in() -> None:
         codec = reference.train_codec(tokens.tokens, tokens.tokens[:2], 2)
         compressed = reference.compress(codec, tokens)
         results = [
-            reference.update_centroids(tokens.tokens, compressed.codes, codec.centroids),
+            reference.kmeans_update(tokens.tokens, compressed.codes, codec.centroids),
             codec.weights,
             reference.decompress(codec, compressed).tokens,
             reference.inverse_norms(codec, compressed),
             reference.centroid_scores(tokens, codec.centroids),
-            reference.centroid_interaction(tokens, codec.centroids, compressed.codes, compressed.offsets),
+            reference.centroid_interaction(
+                reference.centroid_scores(tokens, codec.centroids), tokens.offsets, compressed.codes, compressed.offsets
+            ),
             reference.residual_maxsim(tokens, codec, compressed),
         ]
         assert {result.dtype for result in results} == {np.dtype(expected)}
@@ -268,11 +291,9 @@ misfits = {
     "flat residuals": lambda: CompressedEmbeddings(np.array([0]), np.zeros(1, np.uint8), [0, 1]),
     "offsets that end early": lambda: CompressedEmbeddings(np.array([0]), np.zeros((1, 1), np.uint8), [0, 0]),
     "another width of residuals": lambda: reference.decompress(codec, bytes_of_3),
-    "another width of queries": lambda: reference.centroid_interaction(
-        some, np.ones((1, 3)), np.array([0]), offsets_of([1])
-    ),
-    "one dimension, that would fit any": lambda: reference.assign(np.ones((1, 1)), zeros),
-    "a width that centroids have not": lambda: reference.assign(np.ones((1, 3)), zeros),
+    "another width of queries": lambda: reference.centroid_scores(some, np.ones((1, 3))),
+    "one dimension, that would fit any": lambda: reference.kmeans_assign(np.ones((1, 1)), zeros),
+    "a width that centroids have not": lambda: reference.kmeans_assign(np.ones((1, 3)), zeros),
     "a width that the codec has not": lambda: reference.residual_maxsim(
         TokenEmbeddings(np.ones((1, 3)), [0, 1]), codec, reference.compress(codec, some)
     ),

@@ -71,7 +71,7 @@ def test_equal_scores_are_ranked_by_id() -> None:
 @given(lis.query_document_embeddings(queries=(1, 3), documents=(1, 4)))
 def test_with_every_token_retrieved_the_score_is_maxsim(pair: tuple[Embeddings, Embeddings]) -> None:
     queries, documents = pair
-    scores = reference.maxsim(queries, documents)
+    scores = reference.maxsim_all_pairs(queries, documents)
     for i, ranking in enumerate(reference.xtr_rankings(nearest(queries, documents, len(documents.tokens)))):
         expected = {name(j) for j, document in enumerate(documents) if len(document) and len(queries[i])}
         assert set(ranking.documents) == expected
@@ -83,7 +83,7 @@ def test_with_every_token_retrieved_the_score_is_maxsim(pair: tuple[Embeddings, 
 def test_imputation_never_ranks_a_document_below_its_maxsim(pair: tuple[Embeddings, Embeddings], k: int) -> None:
     """The stand-in is the most that a token which was not retrieved can have."""
     queries, documents = pair
-    scores = reference.maxsim(queries, documents)
+    scores = reference.maxsim_all_pairs(queries, documents)
     for i, ranking in enumerate(reference.xtr_rankings(nearest(queries, documents, k))):
         for hit in ranking:
             assert hit.score >= float(scores[i, int(hit.document[1:])]) - 1e-5
@@ -119,19 +119,19 @@ def test_in_batch_scores_worked_out_by_hand() -> None:
     documents = pack([[1, 0], [0.5, 0.25]], [[0.75, 0.5]], [], [[-1, -1]])
     # Token 0 retrieves 1 and 0.75; token 1 retrieves 0.5 and 0.25.
     np.testing.assert_array_equal(
-        reference.xtr_scores(queries, documents, 2), [[(1 + 0.25) / 2, (0.75 + 0.5) / 2, 0, 0]]
+        reference.xtr_all_pairs(queries, documents, 2), [[(1 + 0.25) / 2, (0.75 + 0.5) / 2, 0, 0]]
     )
-    np.testing.assert_array_equal(reference.xtr_scores(queries, documents, 1), [[1.0, 0.5, 0, 0]])
+    np.testing.assert_array_equal(reference.xtr_all_pairs(queries, documents, 1), [[1.0, 0.5, 0, 0]])
 
 
 def test_a_retrieved_similarity_below_0_counts_as_it_is() -> None:
-    scores = reference.xtr_scores(pack([[1, 0]]), pack([[-0.5, 0], [-1, 0]]), 1)
+    scores = reference.xtr_all_pairs(pack([[1, 0]]), pack([[-0.5, 0], [-1, 0]]), 1)
     np.testing.assert_array_equal(scores, [[-0.5]])
 
 
 def test_of_equal_similarities_the_first_document_retrieves() -> None:
     same = pack([[1, 0]], [[1, 0]], [[1, 0]])
-    np.testing.assert_array_equal(reference.xtr_scores(pack([[1, 0]]), same, 2), [[1, 1, 0]])
+    np.testing.assert_array_equal(reference.xtr_all_pairs(pack([[1, 0]]), same, 2), [[1, 1, 0]])
 
 
 @given(lis.query_document_embeddings(), st.integers(0, 3))
@@ -139,8 +139,8 @@ def test_when_all_is_retrieved_the_score_is_the_mean_instead_of_the_sum(
     pair: tuple[Embeddings, Embeddings], more: int
 ) -> None:
     queries, documents = pair
-    scores = reference.xtr_scores(queries, documents, max(len(documents.tokens) + more, 1))
-    sums = reference.maxsim(queries, documents)
+    scores = reference.xtr_all_pairs(queries, documents, max(len(documents.tokens) + more, 1))
+    sums = reference.maxsim_all_pairs(queries, documents)
     expected = np.where(np.isfinite(sums), sums, 0.0) / np.maximum(queries.lengths, 1)[:, None]
     np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-6)
 
@@ -150,7 +150,7 @@ def test_a_score_is_the_mean_of_maxsim_over_the_tokens_that_each_query_token_ret
     pair: tuple[Embeddings, Embeddings], k: int
 ) -> None:
     queries, documents = pair
-    scores = reference.xtr_scores(queries, documents, k)
+    scores = reference.xtr_all_pairs(queries, documents, k)
     for i, query in enumerate(queries):
         contributions = np.full((len(query), len(documents)), -np.inf)
         for s, token in enumerate(query):
@@ -158,7 +158,7 @@ def test_a_score_is_the_mean_of_maxsim_over_the_tokens_that_each_query_token_ret
             retrieved = np.zeros(len(documents.tokens), bool)
             retrieved[sorted(range(len(similarities)), key=lambda t: -similarities[t])[:k]] = True
             alone = TokenEmbeddings(token[None], offsets_of([1]))
-            contributions[s] = reference.maxsim(alone, reference.keep(documents, retrieved))
+            contributions[s] = reference.maxsim_all_pairs(alone, reference.keep(documents, retrieved))
         found = np.isfinite(contributions)
         expected = np.where(found, contributions, 0.0).sum(axis=0) / np.maximum(found.sum(axis=0), 1)
         np.testing.assert_allclose(scores[i], expected, rtol=1e-5, atol=1e-5)
@@ -176,7 +176,7 @@ def test_documents_in_another_order_have_the_same_scores(
         np.concatenate([documents[int(j)] for j in order]), offsets_of([len(documents[int(j)]) for j in order])
     )
     np.testing.assert_array_equal(
-        reference.xtr_scores(queries, moved, k), reference.xtr_scores(queries, documents, k)[:, order]
+        reference.xtr_all_pairs(queries, moved, k), reference.xtr_all_pairs(queries, documents, k)[:, order]
     )
 
 
@@ -207,7 +207,7 @@ def test_gradients_are_the_slopes_of_the_scores(
             TokenEmbeddings(query_tokens, queries.offsets),
             TokenEmbeddings(document_tokens, documents.offsets),
         )
-        return float(np.sum(upstream * reference.xtr_scores(*moved, k)))
+        return float(np.sum(upstream * reference.xtr_all_pairs(*moved, k)))
 
     grad_queries, grad_documents = reference.xtr_gradients(queries, documents, k, upstream)
     slopes = central_differences(lambda tokens: objective(tokens, documents.tokens), queries.tokens)
@@ -226,8 +226,8 @@ def test_what_was_not_retrieved_has_no_gradient() -> None:
 def test_results_are_float32_unless_float64_came_in() -> None:
     single = pack([[1, 0]])
     double = TokenEmbeddings(single.tokens.astype(np.float64), single.offsets)
-    assert reference.xtr_scores(single, single, 1).dtype == np.float32
-    assert reference.xtr_scores(single, double, 1).dtype == np.float64
+    assert reference.xtr_all_pairs(single, single, 1).dtype == np.float32
+    assert reference.xtr_all_pairs(single, double, 1).dtype == np.float64
 
 
 # What does not fit
@@ -239,11 +239,11 @@ def test_k_is_a_whole_number_of_at_least_1(k: int) -> None:
     with pytest.raises(InvalidRanking):
         reference.xtr_rankings(hits, k)
     with pytest.raises(InvalidRanking):
-        reference.xtr_scores(pack([[1, 0]]), pack([[1, 0]]), k)
+        reference.xtr_all_pairs(pack([[1, 0]]), pack([[1, 0]]), k)
 
 
 def test_widths_and_upstream_must_fit() -> None:
     with pytest.raises(InvalidEmbeddings):
-        reference.xtr_scores(pack([[1, 0]]), pack([[1]], width=1), 1)
+        reference.xtr_all_pairs(pack([[1, 0]]), pack([[1]], width=1), 1)
     with pytest.raises(InvalidEmbeddings):
         reference.xtr_gradients(pack([[1, 0]]), pack([[1, 0]]), 1, np.ones(1))

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
-from lateinteraction.domain.reference.maxsim import keep, maxsim, maxsim_grouped, similarities
+from lateinteraction.domain.reference.maxsim import keep, maxsim_all_pairs, maxsim_grouped, similarities
 from lateinteraction.testing.contracts import MaxSimContract, checks_of
 
 Embeddings = TokenEmbeddings[Any]
 
 
 def suite_of(
-    matrix: Callable[[Embeddings, Embeddings], Any] = maxsim,
+    matrix: Callable[[Embeddings, Embeddings], Any] = maxsim_all_pairs,
     grouped: Callable[[Embeddings, Embeddings, Any], Any] | None = None,
 ) -> MaxSimContract[Any]:
     class Scorer:
@@ -41,7 +41,7 @@ def pads_with_zero(queries: Embeddings, documents: Embeddings) -> Any:
     """Every document has as many tokens as the longest; those that it lacks are zero."""
     longest = max(documents.lengths, default=0)
     padded = [np.pad(tokens, ((0, longest - len(tokens)), (0, 0))) for tokens in documents]
-    return maxsim(
+    return maxsim_all_pairs(
         queries, TokenEmbeddings(np.concatenate(padded or [documents.tokens]), offsets_of([longest] * len(padded)))
     )
 
@@ -49,12 +49,13 @@ def pads_with_zero(queries: Embeddings, documents: Embeddings) -> Any:
 def pads_queries(queries: Embeddings, documents: Embeddings) -> Any:
     """Every query scores 1/8 more for each token that the longest has besides its own."""
     return (
-        maxsim(queries, documents) + (max(queries.lengths, default=0) - queries.lengths)[:, None].astype(np.float32) / 8
+        maxsim_all_pairs(queries, documents)
+        + (max(queries.lengths, default=0) - queries.lengths)[:, None].astype(np.float32) / 8
     )
 
 
 def sums_over_the_document(queries: Embeddings, documents: Embeddings) -> Any:
-    scores = maxsim(queries, documents)
+    scores = maxsim_all_pairs(queries, documents)
     for i, j in np.argwhere(np.isfinite(scores) & (queries.lengths > 0)[:, None]):
         scores[i, j] = similarities(queries[i], documents[j]).sum()
     return scores
@@ -63,20 +64,20 @@ def sums_over_the_document(queries: Embeddings, documents: Embeddings) -> Any:
 def forgets_the_last_token(queries: Embeddings, documents: Embeddings) -> Any:
     kept = np.ones(len(documents.tokens), bool)
     kept[documents.offsets[1:][documents.lengths > 1] - 1] = False
-    return maxsim(queries, keep(documents, kept))
+    return maxsim_all_pairs(queries, keep(documents, kept))
 
 
 def is_a_little_off(queries: Embeddings, documents: Embeddings) -> Any:
-    return maxsim(queries, documents) * np.float32(1 + 1e-5)
+    return maxsim_all_pairs(queries, documents) * np.float32(1 + 1e-5)
 
 
 def rounds_to_half_precision(queries: Embeddings, documents: Embeddings) -> Any:
-    return maxsim(queries, documents).astype(np.float16).astype(np.float32)
+    return maxsim_all_pairs(queries, documents).astype(np.float16).astype(np.float32)
 
 
 def takes_the_narrower_width(queries: Embeddings, documents: Embeddings) -> Any:
     width = min(queries.dimension, documents.dimension)
-    return maxsim(*(TokenEmbeddings(each.tokens[:, :width], each.offsets) for each in (queries, documents)))
+    return maxsim_all_pairs(*(TokenEmbeddings(each.tokens[:, :width], each.offsets) for each in (queries, documents)))
 
 
 def takes_the_narrower_width_in_groups(queries: Embeddings, documents: Embeddings, groups: Any) -> Any:
@@ -86,31 +87,31 @@ def takes_the_narrower_width_in_groups(queries: Embeddings, documents: Embedding
 
 
 def sorts_columns(queries: Embeddings, documents: Embeddings) -> Any:
-    return np.sort(maxsim(queries, documents), axis=1)
+    return np.sort(maxsim_all_pairs(queries, documents), axis=1)
 
 
 def empty_is_zero(queries: Embeddings, documents: Embeddings) -> Any:
-    scores = maxsim(queries, documents)
+    scores = maxsim_all_pairs(queries, documents)
     return np.where(np.isfinite(scores), scores, np.float32(0))
 
 
 def doubles(queries: Embeddings, documents: Embeddings) -> Any:
-    return maxsim(queries, documents).astype(np.float64)
+    return maxsim_all_pairs(queries, documents).astype(np.float64)
 
 
 def all_with_the_first_query(queries: Embeddings, documents: Embeddings, groups: Any) -> Any:
     scores = maxsim_grouped(queries, documents, groups)
-    return maxsim(queries, documents)[0] if len(queries) else scores
+    return maxsim_all_pairs(queries, documents)[0] if len(queries) else scores
 
 
 def takes_any_groups(queries: Embeddings, documents: Embeddings, groups: Any) -> Any:
     owners = np.repeat(np.arange(len(groups) - 1), np.diff(groups))[: len(documents)]
-    scores = maxsim(queries, documents)
+    scores = maxsim_all_pairs(queries, documents)
     return scores[np.minimum(owners, len(queries) - 1), np.arange(len(owners))]
 
 
 def token_order_matters(queries: Embeddings, documents: Embeddings) -> Any:
-    scores = maxsim(queries, documents)
+    scores = maxsim_all_pairs(queries, documents)
     firsts = np.array([float(tokens[0].sum()) if len(tokens) else 0 for tokens in documents], np.float32)
     return scores + firsts * (queries.lengths > 0)[:, None]
 

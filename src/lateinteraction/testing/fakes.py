@@ -32,7 +32,7 @@ from lateinteraction.domain.ports import AddReport, Encoder, Loss, OnDuplicate
 from lateinteraction.domain.ranking import Ranking, check_cutoff
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.reference.losses import contrastive
-from lateinteraction.domain.reference.maxsim import check_widths, maxsim, maxsim_grouped, similarities
+from lateinteraction.domain.reference.maxsim import check_widths, maxsim_all_pairs, maxsim_grouped, similarities
 from lateinteraction.domain.text import Document, DocumentId, Query, check_distinct
 from lateinteraction.domain.training import Targets, TrainingExample, TrainingReport
 
@@ -175,7 +175,7 @@ class ReferenceScorer:
 
     def matrix(self, queries: Embeddings, documents: Embeddings) -> NDArray[np.float32]:
         """Scores (Q, N) of every query with every document."""
-        return maxsim(queries, documents)
+        return maxsim_all_pairs(queries, documents)
 
     def grouped(
         self,
@@ -270,7 +270,7 @@ class ListIndex:
         ]
         self._check_width(queries)
         ids = [entry.document.id for entry in entries]
-        scores = maxsim(queries, _pack(entries, queries.dimension))
+        scores = maxsim_all_pairs(queries, _pack(entries, queries.dimension))
         return [Ranking.from_scores(ids, row, k) for row in scores]
 
     def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[NDArray[np.float32]]:
@@ -388,7 +388,7 @@ class ReferenceLoss:
         targets: Targets[Floats],
     ) -> NDArray[np.float32]:
         """The loss, of shape ()."""
-        value, _ = contrastive(maxsim(queries, documents), targets, self.temperature)
+        value, _ = contrastive(maxsim_all_pairs(queries, documents), targets, self.temperature)
         return np.array(value, dtype=np.float32)
 
 

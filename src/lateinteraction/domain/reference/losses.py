@@ -20,8 +20,8 @@ from lateinteraction.domain.errors import InvalidExample, InvalidOption
 from lateinteraction.domain.reference.maxsim import (
     Embeddings,
     Floats,
-    maxsim,
-    maxsim_gradients,
+    maxsim_all_pairs,
+    maxsim_all_pairs_gradients,
     maxsim_grouped,
     maxsim_grouped_gradients,
     precision_of,
@@ -180,8 +180,8 @@ def through_maxsim(loss: ScoreLoss, queries: Embeddings, documents: Embeddings) 
 
     `loss` takes the scores and gives its value and gradient: `lambda scores: contrastive(scores, targets)`.
     """
-    value, upstream = loss(maxsim(queries, documents))
-    return value, *maxsim_gradients(queries, documents, upstream)
+    value, upstream = loss(maxsim_all_pairs(queries, documents))
+    return value, *maxsim_all_pairs_gradients(queries, documents, upstream)
 
 
 def through_maxsim_grouped(

@@ -18,7 +18,7 @@ Floats = NDArray[np.floating[Any]]
 Embeddings = TokenEmbeddings[Floats]
 
 
-def maxsim(queries: Embeddings, documents: Embeddings) -> Floats:
+def maxsim_all_pairs(queries: Embeddings, documents: Embeddings) -> Floats:
     """Scores (Q, N) of every query with every document.
 
         score(q, d) = Σ_s max_t q_s · d_t
@@ -35,7 +35,7 @@ def maxsim(queries: Embeddings, documents: Embeddings) -> Floats:
 
 
 def maxsim_pairs(queries: Embeddings, documents: Embeddings, query_rows: ArrayLike, document_rows: ArrayLike) -> Floats:
-    """Scores (P,) of query query_rows[p] with document document_rows[p]; the formula of `maxsim`.
+    """Scores (P,) of query query_rows[p] with document document_rows[p]; the formula of `maxsim_all_pairs`.
 
     Raises:
         InvalidEmbeddings: rows that are not two lists of one length, or that name no item; different widths.
@@ -56,7 +56,7 @@ def maxsim_pairs(queries: Embeddings, documents: Embeddings, query_rows: ArrayLi
 
 
 def maxsim_grouped(queries: Embeddings, documents: Embeddings, groups: Offsets) -> Floats:
-    """Scores (N,): documents groups[i] … groups[i+1]−1 with query i; the formula of `maxsim`.
+    """Scores (N,): documents groups[i] … groups[i+1]−1 with query i; the formula of `maxsim_all_pairs`.
 
     Raises:
         InvalidEmbeddings: groups (Q+1,) that do not share out the documents among the queries; different widths.
@@ -82,7 +82,7 @@ def keep(embeddings: Embeddings, mask: NDArray[np.bool_]) -> Embeddings:
     return TokenEmbeddings(embeddings.tokens[mask], kept_before[embeddings.offsets])
 
 
-def argmax(queries: Embeddings, documents: Embeddings) -> NDArray[np.int64]:
+def maxsim_winners(queries: Embeddings, documents: Embeddings) -> NDArray[np.int64]:
     """Winners (S, N): for each query token, the most similar token of each document, counted within the document.
 
     Ties go to the lowest index; an empty document has no winner: −1.
@@ -98,7 +98,7 @@ def argmax(queries: Embeddings, documents: Embeddings) -> NDArray[np.int64]:
     return winners
 
 
-def maxsim_gradients(queries: Embeddings, documents: Embeddings, upstream: Floats) -> tuple[Floats, Floats]:
+def maxsim_all_pairs_gradients(queries: Embeddings, documents: Embeddings, upstream: Floats) -> tuple[Floats, Floats]:
     """Gradients (S, D) and (T, D) of the tokens, from upstream (Q, N) = ∂L/∂score.
 
         t*(s, j) = argmax_t q_s · d_jt
@@ -112,7 +112,7 @@ def maxsim_gradients(queries: Embeddings, documents: Embeddings, upstream: Float
         InvalidEmbeddings: upstream of another shape; different widths.
     """
     check_upstream(upstream, (len(queries), len(documents)))
-    winners = argmax(queries, documents)
+    winners = maxsim_winners(queries, documents)
     rows = np.where(winners >= 0, winners + documents.offsets[:-1], -1)
     return through_winners(queries, documents, rows, np.repeat(upstream, queries.lengths, axis=0))
 
@@ -129,7 +129,7 @@ def maxsim_grouped_gradients(
     check_upstream(upstream, (len(documents),))
     spread = np.zeros((len(queries), len(documents)))
     spread[rows, np.arange(len(documents))] = upstream
-    return maxsim_gradients(queries, documents, spread)
+    return maxsim_all_pairs_gradients(queries, documents, spread)
 
 
 def through_winners(

@@ -1,8 +1,8 @@
 """PLAID's parts in plain NumPy: centroids, the residual codec, and scoring on what the codec stores.
 
 The codec: Santhanam et al. (ColBERTv2), NAACL 2022, §3.3. Centroid interaction: Santhanam et al. (PLAID), CIKM 2022.
-Precision as in `maxsim`. Shapes: S query tokens of Q queries, T document tokens of N documents, K centroids, D
-dimensions, b bits per dimension, B = ⌈D b / 8⌉ bytes per token.
+Precision as in `maxsim_all_pairs`. Shapes: S query tokens of Q queries, T document tokens of N documents, K centroids,
+D dimensions, b bits per dimension, B = ⌈D b / 8⌉ bytes per token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from lateinteraction.domain.errors import InvalidEmbeddings, InvalidOption
 from lateinteraction.domain.reference.maxsim import (
     Embeddings,
     Floats,
-    maxsim,
     precision_of,
     similarities,
     sum_of_maxima,
@@ -88,7 +87,26 @@ class CompressedEmbeddings:
         check_offsets(self.offsets, len(self.codes))
 
 
-def assign(tokens: Floats, centroids: Floats) -> Codes:
+@frozen(eq=False)
+class QuantisedTable:
+    """A table (K, S) in eight bits: lows_s + steps_s · values_ks.
+
+    Args:
+        values: uint8 (K, S).
+        steps: float32 (S,).
+        lows: float32 (S,).
+    """
+
+    values: Bytes
+    steps: NDArray[np.float32]
+    lows: NDArray[np.float32]
+
+    def restored(self) -> NDArray[np.float32]:
+        """The values, each off by at most half a step."""
+        return self.lows + self.steps * self.values.astype(np.float32)
+
+
+def kmeans_assign(tokens: Floats, centroids: Floats) -> Codes:
     """The code (T,) of each token: code_t = argmax_k x_t · c_k. Ties: lowest index.
 
     For unit centroids this is the nearest one.
@@ -96,8 +114,8 @@ def assign(tokens: Floats, centroids: Floats) -> Codes:
     return np.argmax(similarities(tokens, centroids), axis=1).astype(np.int64)
 
 
-def update_centroids(tokens: Floats, codes: Codes, centroids: Floats) -> Floats:
-    """The k-means step after `assign`: c_k = the mean of its tokens, divided by its norm, (K, D).
+def kmeans_update(tokens: Floats, codes: Codes, centroids: Floats) -> Floats:
+    """The k-means step after `kmeans_assign`: c_k = the mean of its tokens, divided by its norm, (K, D).
 
     A centroid without tokens, or whose tokens cancel out, stays where it is.
     """
@@ -124,7 +142,7 @@ def train_codec(tokens: Floats, centroids: Floats, bits: int) -> ResidualCodec:
     _check_bits(bits)
     if tokens.size == 0:
         raise InvalidEmbeddings(f"tokens of shape {tokens.shape}", "some residuals", "Hold some tokens out.")
-    residuals = tokens.astype(np.float64) - centroids.astype(np.float64)[assign(tokens, centroids)]
+    residuals = tokens.astype(np.float64) - centroids.astype(np.float64)[kmeans_assign(tokens, centroids)]
     cuts = np.linspace(0.0, 1.0, 2**bits + 1)[1:-1]
     middles = np.linspace(0.0, 1.0, 2 ** (bits + 1) + 1)[1::2]
     precision = precision_of(tokens, centroids)
@@ -137,10 +155,20 @@ def train_codec(tokens: Floats, centroids: Floats, bits: int) -> ResidualCodec:
 
 def compress(codec: ResidualCodec, embeddings: Embeddings) -> CompressedEmbeddings:
     """The nearest centroid of each token, and the bucket of each dimension of x_t − c_code, packed."""
-    codes = assign(embeddings.tokens, codec.centroids)
-    residuals = embeddings.tokens.astype(np.float64) - codec.centroids.astype(np.float64)[codes]
-    buckets = np.searchsorted(codec.cutoffs.astype(np.float64), residuals, side="left").astype(np.uint8)
-    return CompressedEmbeddings(codes, pack(buckets, codec.bits), embeddings.offsets)
+    codes = kmeans_assign(embeddings.tokens, codec.centroids)
+    return CompressedEmbeddings(codes, residual_encode(codec, embeddings.tokens, codes), embeddings.offsets)
+
+
+def residual_encode(codec: ResidualCodec, tokens: Floats, codes: Codes) -> Bytes:
+    """The bucket of each dimension of x_t − c_code, packed (T, B).
+
+    The difference and the comparison with the cutoffs are made in float32 where nothing came in float64, so that a
+    value at the very edge of a bucket falls on the same side everywhere.
+    """
+    precision = precision_of(tokens, codec.centroids)
+    residuals = tokens.astype(precision) - codec.centroids.astype(precision)[codes]
+    buckets = np.searchsorted(codec.cutoffs.astype(precision), residuals, side="left").astype(np.uint8)
+    return pack(buckets, codec.bits)
 
 
 def decompress(codec: ResidualCodec, compressed: CompressedEmbeddings) -> Embeddings:
@@ -170,8 +198,27 @@ def round_trip_bound(codec: ResidualCodec, lowest: float, highest: float) -> flo
 
 
 def centroid_scores(queries: Embeddings, centroids: Floats) -> Floats:
-    """The table q_s · c_k, (S, K)."""
-    return similarities(queries.tokens, centroids).astype(precision_of(queries.tokens, centroids))
+    """The table c_k · q_s, (K, S): a row holds all that a document token of code k needs."""
+    return similarities(centroids, queries.tokens).astype(precision_of(queries.tokens, centroids))
+
+
+def quantise_table(table: Floats) -> QuantisedTable:
+    """The table (K, S) in eight bits, each column between its own extremes.
+
+        step_s = (high_s − low_s) / 255;   value_ks = round((table_ks − low_s) / step_s), ties to even
+
+    all in float32, so that every implementation has the same bytes; 0 in a column of equal values, whose step is 0.
+
+    Raises:
+        InvalidEmbeddings: no centroids.
+    """
+    if len(table) == 0:
+        raise InvalidEmbeddings(f"a table of shape {table.shape}", "(K, S), K ≥ 1", "Score some centroids first.")
+    scores = table.astype(np.float32)
+    lows = scores.min(axis=0)
+    steps = (scores.max(axis=0) - lows) / np.float32(255.0)
+    values = np.divide(scores - lows, steps, out=np.zeros_like(scores), where=steps > 0)
+    return QuantisedTable(np.rint(values).astype(np.uint8), steps, lows)
 
 
 def probe(table: Floats, nprobe: int) -> Codes:
@@ -182,27 +229,32 @@ def probe(table: Floats, nprobe: int) -> Codes:
     """
     if nprobe < 1:
         raise InvalidOption(f"nprobe = {nprobe!r}", "a whole number of at least 1", "Probe one centroid or more.")
-    return np.argsort(-table, axis=1, kind="stable")[:, :nprobe].astype(np.int64)
+    return np.argsort(-table.T, axis=1, kind="stable")[:, :nprobe].astype(np.int64)
 
 
-def centroid_interaction(queries: Embeddings, centroids: Floats, codes: Codes, offsets: Offsets) -> Floats:
-    """Approximate scores (Q, N): MaxSim where each document token is its centroid.
+def centroid_interaction(table: Floats, query_offsets: Offsets, codes: Codes, document_offsets: Offsets) -> Floats:
+    """Approximate scores (Q, N) from a table (K, S): MaxSim where each document token is its centroid.
 
-    score(q, d) = Σ_s max_t q_s · c_code(t)
+    score(q, d) = Σ_s max_t table[code_t, s]
     """
-    return maxsim(queries, TokenEmbeddings(centroids[codes], offsets))
+    scores = sum_of_maxima(table.astype(np.float64)[codes].T, query_offsets, document_offsets)
+    return scores.astype(precision_of(table))
 
 
-def residual_maxsim(queries: Embeddings, codec: ResidualCodec, compressed: CompressedEmbeddings) -> Floats:
+def residual_maxsim(
+    queries: Embeddings, codec: ResidualCodec, compressed: CompressedEmbeddings, norms: Floats | None = None
+) -> Floats:
     """Scores (Q, N) of MaxSim on the decompressed tokens, without rebuilding one.
 
         score(q, d) = Σ_s max_t (q_s · c_code(t) + q_s · r_t) · inverse_norm_t
 
-    q · c is the table of `centroid_scores`, which the earlier stages need anyway.
+    q · c is the table of `centroid_scores`, which the earlier stages need anyway. The inverse norms are those of
+    `inverse_norms`, unless others are given (T,), such as rounded ones.
     """
     centroids, residuals = _parts(codec, compressed)
     table = similarities(queries.tokens, codec.centroids)[:, compressed.codes]
-    table = (table + similarities(queries.tokens, residuals)) * _inverse_norms(centroids + residuals)
+    inverse = _inverse_norms(centroids + residuals) if norms is None else norms.astype(np.float64)
+    table = (table + similarities(queries.tokens, residuals)) * inverse
     scores = sum_of_maxima(table, queries.offsets, compressed.offsets)
     return scores.astype(precision_of(queries.tokens, codec.centroids, codec.weights))
 

@@ -1,7 +1,8 @@
 """Hierarchical token pooling in plain NumPy: a document's similar tokens become their mean.
 
 Clavié, Chaffin and Adams, "Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance Impact via
-Token Pooling", arXiv 2409.14683. Precision as in `maxsim`. Shapes: n tokens of a document, K clusters, D dimensions.
+Token Pooling", arXiv 2409.14683. Precision as in `maxsim_all_pairs`. Shapes: n tokens of a document, K clusters, D
+dimensions.
 """
 
 from __future__ import annotations

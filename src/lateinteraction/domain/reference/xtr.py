@@ -1,7 +1,7 @@
 """XTR in plain NumPy: documents ranked by retrieved tokens alone, and the in-batch score that trains for it.
 
 Lee et al., "Rethinking the Role of Token Retrieval in Multi-Vector Retrieval", NeurIPS 2023.
-Precision as in `maxsim`. Shapes: S query tokens of Q queries, T document tokens of N documents, D dimensions.
+Precision as in `maxsim_all_pairs`. Shapes: S query tokens of Q queries, T document tokens of N documents, D dimensions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def xtr_rankings(hits: TokenHits, k: int | None = None) -> list[Ranking]:
     return [_ranking(hits, query, k) for query in range(len(hits))]
 
 
-def xtr_scores(queries: Embeddings, documents: Embeddings, k: int) -> Floats:
+def xtr_all_pairs(queries: Embeddings, documents: Embeddings, k: int) -> Floats:
     """In-batch scores (Q, N) for training (§3.1): each query token retrieves its k best of all document tokens.
 
         A_st = 1 where t is among the k tokens most similar to s, of all documents together; ties: lowest index
@@ -68,7 +68,7 @@ def xtr_scores(queries: Embeddings, documents: Embeddings, k: int) -> Floats:
 
 
 def xtr_gradients(queries: Embeddings, documents: Embeddings, k: int, upstream: Floats) -> tuple[Floats, Floats]:
-    """Gradients (S, D) and (T, D) of the tokens, from upstream (Q, N) = ∂L/∂score of `xtr_scores`.
+    """Gradients (S, D) and (T, D) of the tokens, from upstream (Q, N) = ∂L/∂score of `xtr_all_pairs`.
 
     As for MaxSim, divided by Z and through retrieved winners alone. Which tokens are retrieved, and so Z, are
     taken as constants: they only jump.

@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from lateinteraction.domain.embeddings import A
 from lateinteraction.domain.ranking import Ranking, merge
-from lateinteraction.domain.reference.maxsim import maxsim
+from lateinteraction.domain.reference.maxsim import maxsim_all_pairs
 from lateinteraction.domain.text import Document
 from lateinteraction.testing import strategies
 from lateinteraction.testing.contracts.checks import Embeddings, chosen, holds_for, is_close, packed
@@ -46,7 +46,9 @@ class ExactIndexContract(IndexContract[A]):
         for row, (ranking, expected) in enumerate(
             zip(found, _exact_rankings(documents, embeddings, queries, k), strict=True)
         ):
-            alone = dict(zip([document.id for document in documents], maxsim(queries, embeddings)[row], strict=True))
+            alone = dict(
+                zip([document.id for document in documents], maxsim_all_pairs(queries, embeddings)[row], strict=True)
+            )
             scores = np.array([alone[document] for document in ranking.documents], dtype=np.float32)
             assert is_close(ranking.scores, scores, self.tolerance), "a score is not that of its document"
             assert is_close(ranking.scores, expected.scores, self.tolerance), "a better document was left out"
@@ -139,4 +141,4 @@ def _exact_rankings(
 ) -> list[Ranking]:
     """What the reference MaxSim ranks."""
     ids = [document.id for document in documents]
-    return [Ranking.from_scores(ids, scores, k) for scores in maxsim(queries, embeddings)]
+    return [Ranking.from_scores(ids, scores, k) for scores in maxsim_all_pairs(queries, embeddings)]
