@@ -37,7 +37,7 @@ exit 1
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deep check lint format types imports links docs fix bench peers gpu clean environment-demo environment-dev
+.PHONY: help demo test test-deep check lint format types imports links docs fix aot bench peers gpu clean environment-demo environment-dev
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ docs: environment-dev  ## Run every snippet of README and docs, follow every lin
 fix: environment-dev  ## Mend what a tool can mend: lint and format
 	$(RUN) -m ruff check --quiet --fix .
 	$(RUN) -m ruff format --quiet .
+
+aot: environment-dev  ## Compile the GPU kernels for accelerators that are not here; registers, memory, instructions
+	@$(RUN) tools/ahead_of_time.py
 
 bench: environment-dev  ## Run one benchmark: CASE=name, STRICT=1; CASE=encode needs `make peers` once
 	$(RUN) -m benchmarks $(CASE)

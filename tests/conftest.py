@@ -29,6 +29,12 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") 
 settings.load_profile(PROFILE)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Without an accelerator, Triton kernels run in its interpreter; it has to be told before they are imported."""
+    if "gpu" not in config.getoption("markexpr"):
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 class NetworkIsRefused(AssertionError):
     """A test tried to leave the machine."""
 

@@ -360,7 +360,9 @@ def diagnose(device: str = "auto") -> dict[str, object]:
     from lateinteraction.adapters.neural.diagnosis import describe_devices
 
     model = describe_default_model()
-    packages = ("lateinteraction", "numpy", "attrs", "torch", "triton", "transformers", "tokenizers", "safetensors")
+    packages = (
+        "lateinteraction", "numpy", "attrs", "torch", "numba", "triton", "transformers", "tokenizers", "safetensors",
+    )  # fmt: skip
     return {
         "versions": {package: _version(package) for package in packages},
         "extras": {

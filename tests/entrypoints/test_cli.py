@@ -197,7 +197,9 @@ def test_doctor_tells_versions_device_kernels_and_model(li: Run) -> None:
     assert {"python", "versions", "device", "devices", "threads", "kernels", "default_model", "extras"} <= set(found)
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["versions"]["torch"]
+    assert (found["kernels"]["form"], found["device"]) in {("cpu", "cpu"), ("gpu", "cuda"), ("eager", "mps")}
     assert found["kernels"]["reason"]
+    assert "vectors" in found["kernels"].get("processor", "vectors")
     shown = li("doctor")
     assert shown.code == 0
     for name, version in found["versions"].items():

@@ -5,6 +5,7 @@ Values that are multiples of 1/8 make every sum exact, so there the laws hold to
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,7 @@ from lateinteraction import kernels
 from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
 from lateinteraction.domain.ranking import Ranking, merge
+from lateinteraction.kernels import FormName
 from lateinteraction.testing import strategies
 
 Embeddings = TokenEmbeddings[NDArray[np.floating]]
@@ -38,29 +40,44 @@ class Implementation:
     grouped: Callable[[Embeddings, Embeddings, Offsets], Scores]
 
 
-def eager(dtype: torch.dtype) -> Implementation:
-    def tensor(embeddings: Embeddings) -> torch.Tensor:
-        return torch.from_numpy(np.array(embeddings.tokens)).to(dtype)
+def kernel(form: FormName, dtype: torch.dtype) -> Implementation:
+    def tokens(embeddings: Embeddings) -> kernels.Tokens:
+        values = torch.from_numpy(np.array(embeddings.tokens)).to(dtype)
+        offsets = torch.from_numpy(np.array(embeddings.offsets))
+        return kernels.packed(values, offsets, int(embeddings.lengths.max(initial=0)))
 
     def all_pairs(queries: Embeddings, documents: Embeddings) -> Scores:
-        return kernels.maxsim_all_pairs(tensor(queries), queries.offsets, tensor(documents), documents.offsets).numpy()
+        with kernels.use(form):
+            return kernels.maxsim_all_pairs(tokens(queries), tokens(documents)).numpy()
 
     def grouped(queries: Embeddings, documents: Embeddings, groups: Offsets) -> Scores:
-        return kernels.maxsim_grouped(
-            tensor(queries), queries.offsets, tensor(documents), documents.offsets, groups
-        ).numpy()
+        rows = np.repeat(np.arange(len(queries)), np.diff(groups)), np.arange(len(documents))
+        with kernels.use(form):
+            return kernels.maxsim_pairs(
+                tokens(queries), tokens(documents), torch.from_numpy(np.stack(rows, axis=1))
+            ).numpy()
 
     return Implementation(all_pairs, grouped)
 
 
 IMPLEMENTATIONS: dict[str, tuple[Implementation, strategies.Precision]] = {
-    "reference": (Implementation(reference.maxsim, reference.maxsim_grouped), "float32"),
-    "eager float32": (eager(torch.float32), "float32"),
-    "eager float16": (eager(torch.float16), "float16"),
-    "eager bfloat16": (eager(torch.bfloat16), "bfloat16"),
+    "reference": (Implementation(reference.maxsim_all_pairs, reference.maxsim_grouped), "float32"),
+    **{
+        f"{form} {precision}": (kernel(form, getattr(torch, precision)), precision)
+        for form in ("eager", "cpu")
+        for precision in ("float32", "float16", "bfloat16")
+    },
+    "gpu float32": (kernel("gpu", torch.float32), "float32"),  # interpreted, which is slow
 }
 
-every_implementation = pytest.mark.parametrize("name", IMPLEMENTATIONS)
+no_triton = importlib.util.find_spec("triton") is None
+every_implementation = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(name.startswith("gpu") and no_triton, reason="no wheel here"))
+        for name in IMPLEMENTATIONS
+    ],
+)
 
 
 def pairs(precision: strategies.Precision, **bounds: Any) -> st.SearchStrategy[tuple[Embeddings, Embeddings]]:
@@ -98,7 +115,7 @@ def test_scores_are_those_of_the_reference(name: str, data: Any) -> None:
     wide = (TokenEmbeddings(each.tokens.astype(np.float64), each.offsets) for each in (queries, documents))
     found = implementation.all_pairs(queries, documents)
     assert found.dtype == np.float32
-    assert close(found, reference.maxsim(*wide))
+    assert close(found, reference.maxsim_all_pairs(*wide))
 
 
 @every_implementation
@@ -236,15 +253,3 @@ def test_empty_queries_score_zero_and_empty_documents_minus_infinity(
     expected = [[-1.5 * q if d else (-np.inf if q else 0) for d in documents] for q in queries]
     found = implementation.all_pairs(left, right)
     assert np.array_equal(found, np.reshape(expected, (len(queries), len(documents))))
-
-
-@given(st.sampled_from(("dyadic", "repeated")).flatmap(lambda values: pairs("float32", values=values)))
-def test_the_first_of_equal_tokens_wins(pair: tuple[Embeddings, Embeddings]) -> None:
-    queries, documents = pair
-    winners = reference.argmax(queries, documents)
-    for i, j in np.ndindex(len(queries), len(documents)):
-        best, indices = kernels.maxsim_winners(torch.tensor(queries[i]), torch.tensor(documents[j]))
-        own = slice(queries.offsets[i], queries.offsets[i + 1])
-        assert np.array_equal(indices.numpy(), winners[own, j])
-        alone = reference.maxsim(queries.span(i, i + 1), documents.span(j, j + 1))
-        assert np.float32(best.sum()) == alone[0, 0]

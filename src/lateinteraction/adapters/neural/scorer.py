@@ -5,14 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 import numpy as np
+import torch
 from attrs import frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lateinteraction.adapters.neural.transfer import to_host
+from lateinteraction.adapters.neural.transfer import queued_to_device, to_host
 from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, check_offsets, read_only_integers
-from lateinteraction.domain.errors import InvalidEmbeddings
-from lateinteraction.kernels import maxsim_all_pairs, maxsim_grouped, maxsim_winners
+from lateinteraction.domain.errors import InvalidEmbeddings, MissingExtra
+from lateinteraction.kernels import (
+    MissingForm,
+    Tokens,
+    form_for,
+    maxsim_all_pairs,
+    maxsim_all_pairs_winners,
+    maxsim_pairs,
+    packed,
+)
 
 if TYPE_CHECKING:
     from lateinteraction.domain.ports import Scorer
@@ -25,27 +34,48 @@ class MaxSimScorer:
 
     def matrix(self, queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> Tensor:
         """Scores (Q, N), float32 (float64 for float64 embeddings)."""
-        _check_pair(queries, documents)
-        return maxsim_all_pairs(queries.tokens, queries.offsets, documents.tokens, documents.offsets)
+        return maxsim_all_pairs(*_tokens(queries, documents))
 
     def grouped(self, queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor], groups: Offsets) -> Tensor:
         """Scores (N,) of documents groups[i] … groups[i+1]−1 with query i."""
-        _check_pair(queries, documents)
+        both = _tokens(queries, documents)
         groups = read_only_integers(groups)
         check_offsets(groups, len(documents), "documents")
         if len(groups) != len(queries) + 1:
             raise InvalidEmbeddings(
                 f"{len(groups) - 1} groups for {len(queries)} queries", "a group for each", "An empty group is allowed."
             )
-        return maxsim_grouped(queries.tokens, queries.offsets, documents.tokens, documents.offsets, groups)
+        pairs = np.stack([np.repeat(np.arange(len(queries)), np.diff(groups)), np.arange(len(documents))], axis=1)
+        return maxsim_pairs(*both, queued_to_device(pairs, both[0].spans.device))
 
     def winners(
         self, query: TokenEmbeddings[Tensor], document: TokenEmbeddings[Tensor]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """For each token of one query: its contribution to the score with one document, and that document's token."""
-        _check_pair(query, document)
-        similarities, indices = maxsim_winners(query.tokens, document.tokens)
-        return to_host(similarities).astype(np.float32), to_host(indices).astype(np.int64)
+        _, winners = maxsim_all_pairs_winners(*_tokens(query, document))
+        indices = to_host(winners)[:, 0].astype(np.int64)
+        if len(document.tokens) == 0:
+            return np.full(len(indices), -np.inf, np.float32), indices
+        chosen = to_host(document.tokens).astype(np.float64)[indices]
+        similarities = np.einsum("sd,sd->s", to_host(query.tokens).astype(np.float64), chosen)
+        return similarities.astype(np.float32), indices
+
+
+def _tokens(queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> tuple[Tokens, Tokens]:
+    """Both as kernels take them: offsets where the form that will compute reads them."""
+    _check_pair(queries, documents)
+    device = queries.tokens.device
+    try:
+        form, _ = form_for(device.type, queries.tokens.dtype, documents.tokens.dtype)
+    except MissingForm as error:
+        raise MissingExtra(f"scoring on {device}", "a form of the kernels that computes there", str(error)) from error
+    place = torch.device("cpu") if form == "eager" else device
+    return _packed(queries, place), _packed(documents, place)
+
+
+def _packed(embeddings: TokenEmbeddings[Tensor], place: torch.device) -> Tokens:
+    longest = int(embeddings.lengths.max(initial=0))
+    return packed(embeddings.tokens, queued_to_device(embeddings.offsets, place), longest)
 
 
 def _check_pair(queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> None:

@@ -1,0 +1,184 @@
+"""Programs: compiled by numba on the day they are first needed, afterwards loaded from a file in milliseconds.
+
+A program is a function of 64-bit whole numbers: counts and addresses. So its machine code stands alone: numba's own
+dispatch, and numba itself, are needed to make it and not to run it. (Measured: importing numba 0.27 s and loading one
+function from numba's cache 0.69 s, against 0.07 s for llvmlite and 3 ms for a program.)
+
+A stored program is named by everything that it depends on: every source file of this folder, the versions of the
+compilers, the processor. What is stored for other sources is never read. Where no folder can be written, programs are
+compiled anew in each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import importlib.metadata
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+
+from lateinteraction.kernels.cpu.processor import Processor, processor
+
+logger = logging.getLogger(__name__)
+
+_SOURCES = Path(__file__).parent
+_PROGRAMS = f"{__package__}.programs"
+
+
+class Program:
+    """A function of `kernels.cpu.programs`, callable with whole numbers. It holds no lock of the interpreter.
+
+    It does no checking and knows no arrays: who calls it keeps alive and large enough what the addresses point to.
+    """
+
+    def __init__(self, module: str, function: str, arguments: int) -> None:
+        self.module = module
+        self.function = function
+        self.arguments = arguments
+        self._loaded: _Loaded | None = None
+
+    def __call__(self, *arguments: int) -> None:
+        loaded = self._loaded  # held until the call returns, since the code goes with it
+        if loaded is None:  # two threads may both load it; a lock would outlive a fork while it is held
+            self._loaded = loaded = self._load()
+        result, error = ctypes.c_int64(), ctypes.c_int64()
+        if loaded.call(ctypes.byref(result), ctypes.byref(error), *arguments):
+            raise RuntimeError(f"the program {self.module}.{self.function} raised")
+
+    def _load(self) -> _Loaded:
+        sources = digest_of(_SOURCES)
+        store = Store.of(f"{self.module}.{self.function}", processor(), sources)
+        machine_code = store.read()
+        if machine_code is None:
+            machine_code = self._compile()
+            if digest_of(_SOURCES) == sources:  # else nobody knows which version was compiled
+                store.write(machine_code)
+        return _load(machine_code, self.arguments)
+
+    def _compile(self) -> MachineCode:
+        from lateinteraction.kernels.cpu.programs import compiler
+
+        logger.info("compiling %s.%s for %s", self.module, self.function, processor().name)
+        module = importlib.import_module(f"{_PROGRAMS}.{self.module}")
+        return MachineCode(*compiler.compiled(getattr(module, self.function), self.arguments))
+
+
+class MachineCode(NamedTuple):
+    """An object file in memory, and the name of its function."""
+
+    symbol: str
+    code: bytes
+
+
+class Store(NamedTuple):
+    """Where one program for one processor, made of given sources, is kept; or would be."""
+
+    folders: tuple[Path, ...]
+    """In order of preference."""
+    stem: str
+    """The part of the file's name that later versions of the same program share."""
+    version: str
+    """A digest of all that the program is made of; "" where the sources cannot be read, and then nothing is kept."""
+
+    @classmethod
+    def of(cls, program: str, target: Processor, sources: str) -> Store:
+        """The store of a program in the folders of this process."""
+        machine = hashlib.sha256(repr((sys.platform, llvm.get_process_triple(), target)).encode()).hexdigest()
+        return cls(tuple(_folders()), f"{program}-{machine[:12]}", sources)
+
+    def read(self) -> MachineCode | None:
+        """What is stored, if it is there and whole."""
+        for path in self._paths():
+            with contextlib.suppress(OSError):
+                if (found := _parse(path.read_bytes())) is not None:
+                    return found
+                logger.warning("%s is damaged and will be compiled anew", path)
+        return None
+
+    def write(self, machine_code: MachineCode) -> Path | None:
+        """Store it in the first folder that takes it, in place of what was made of other sources; or nowhere."""
+        for path in self._paths():
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _replace(path, _format(machine_code))
+                for other in path.parent.glob(f"{self.stem}-*.program"):
+                    if other != path:
+                        other.unlink(missing_ok=True)
+                return path
+        logger.info("no folder takes compiled programs; every process compiles its own")
+        return None
+
+    def _paths(self) -> Iterator[Path]:
+        return (folder / f"{self.stem}-{self.version}.program" for folder in self.folders if self.version)
+
+
+class _Loaded(NamedTuple):
+    engine: Any
+    call: Any
+
+
+def _load(machine_code: MachineCode, arguments: int) -> _Loaded:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(codemodel="jitdefault", jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code.code))
+    engine.finalize_object()
+    kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * arguments)
+    return _Loaded(engine, kind(engine.get_function_address(machine_code.symbol)))
+
+
+def digest_of(folder: Path) -> str:
+    """A digest of all sources and compilers, or "" where there are none to read, as in a zip file."""
+    digest = hashlib.sha256()
+    files = sorted(folder.rglob("*.py"))
+    for path in files:
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    for compiler in ("numba", "llvmlite"):
+        digest.update(importlib.metadata.version(compiler).encode() + b"\0")
+    return digest.hexdigest()[:24] if files else ""
+
+
+def _folders() -> Iterator[Path]:
+    """Where programs may be kept: numba's folder if it is named, else beside the sources, else the user's cache."""
+    own = f"lateinteraction-{hashlib.sha256(str(_SOURCES).encode()).hexdigest()[:12]}"
+    if named := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(named) / own
+        return
+    yield _SOURCES / "__pycache__"
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / own
+
+
+def _format(machine_code: MachineCode) -> bytes:
+    body = machine_code.symbol.encode() + b"\0" + machine_code.code
+    return hashlib.sha256(body).digest() + body
+
+
+def _parse(stored: bytes) -> MachineCode | None:
+    digest, body = stored[:32], stored[32:]
+    if hashlib.sha256(body).digest() != digest:
+        return None
+    symbol, _, code = body.partition(b"\0")
+    return MachineCode(symbol.decode(), code)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that others see whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+        try:
+            file.write(content)
+            file.close()
+            Path(file.name).replace(path)
+        except OSError:
+            Path(file.name).unlink(missing_ok=True)
+            raise

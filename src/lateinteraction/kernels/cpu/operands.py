@@ -1,0 +1,194 @@
+"""Tensors as programs want them: addresses, kinds, packed queries. Nothing of the size of the documents is copied."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lateinteraction.kernels.cpu.compilation import Program
+from lateinteraction.kernels.cpu.given import Given, given
+from lateinteraction.kernels.cpu.kinds import BFLOAT16, FLOAT16, FLOAT32, INT8
+from lateinteraction.kernels.cpu.processor import processor
+from lateinteraction.kernels.operands import Tokens
+
+_KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16, torch.int8: INT8}
+_PACK = Program("panels", "pack", 10)
+_PACK_BYTES = Program("panels", "pack_bytes", 10)
+
+SPARE = 16
+"""Lanes that sums may read beyond the last one (`programs.sums`)."""
+PIECE = 256 * 2**10
+"""Bytes of rows that programs make ready at a time (`programs.maxsim`), unless one block of rows takes more."""
+
+
+class Documents(NamedTuple):
+    """Documents, where they lie."""
+
+    values: Tensor
+    kind: int
+    spans: Tensor
+    """int64 (N, 2), contiguous."""
+    scales: Tensor
+    """float32 (R,), or a single 1."""
+    given: Given
+    """values, kind, dimension, scales, scale_step, spans, documents."""
+
+
+class Panels(NamedTuple):
+    """Packed queries (`programs.panels`)."""
+
+    packed: Tensor
+    """float32, or what the integer products take for one, (panels, steps, PANEL)."""
+    starts: Tensor
+    """int32 (panels · PANEL,): what integer sums start at."""
+    lane_scales: Tensor
+    """float32 (panels · PANEL + SPARE,): what similarities are still to be multiplied by."""
+    places: Tensor
+    """int64 (Q, 3): first lane, tokens, first row of the values."""
+    most: int
+    """The most panels that are taken at once: all, or those of the longest query."""
+    given: Given
+    """packed, starts, lane_scales, places, queries, most."""
+
+
+def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory on the host, of which nothing is said; whatever torch's defaults are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def address(numbers: Given) -> int:
+    """Where numbers for a program lie; they must live until it returns."""
+    return numbers.ctypes.data
+
+
+def kind_of(values: Tensor) -> int:
+    """The kind of a tensor's numbers.
+
+    Raises:
+        TypeError: the form cannot compute with them, or not where they are.
+    """
+    if values.device.type != "cpu":
+        raise TypeError(f"a tensor on {values.device}: this form computes on the host")
+    if values.dtype not in _KINDS:
+        raise TypeError(f"a tensor of {values.dtype}: this form computes with float32, float16, bfloat16 and int8")
+    return _KINDS[values.dtype]
+
+
+def bytewise(queries: Tokens, documents: Tokens) -> bool:
+    """Whether both sides are int8 and products are those of whole numbers.
+
+    Raises:
+        TypeError: one side is int8 and the other is not; a dtype or device that the form cannot compute.
+        ValueError: tokens of different widths.
+    """
+    kinds = kind_of(queries.values), kind_of(documents.values)
+    if (kinds[0] == INT8) != (kinds[1] == INT8):
+        raise TypeError(f"queries of {queries.values.dtype} and documents of {documents.values.dtype}")
+    if queries.values.shape[1] != documents.values.shape[1]:
+        raise ValueError(f"tokens of {queries.values.shape[1]} and of {documents.values.shape[1]} dimensions")
+    return kinds[0] == INT8
+
+
+def documents_of(tokens: Tokens) -> Documents:
+    """Documents as programs take them.
+
+    Raises:
+        TypeError: a dtype or device that the form cannot compute.
+        IndexError: a span of rows that are not there.
+    """
+    values, kind = tokens.values.detach().contiguous(), kind_of(tokens.values)
+    spans, scales = _spans_of(tokens), _scales_of(tokens)
+    scale_step = 0 if tokens.scales is None else 4
+    addresses = values.data_ptr(), kind, values.shape[1], scales.data_ptr(), scale_step, spans.data_ptr()
+    return Documents(values, kind, spans, scales, given(*addresses, len(spans)))
+
+
+def panels_of(tokens: Tokens, *, apart: bool) -> Panels:
+    """Queries, packed; `apart` begins a panel for each. Raises as `documents_of`."""
+    queries, panel = documents_of(tokens), processor().panel
+    lengths = lengths_of(queries.spans)
+    needed = -(-lengths // panel) if apart else -(-lengths.sum(keepdims=True) // panel)
+    panels, most = int(needed.sum()), int(needed.max(initial=0))
+    integers, dimension = queries.kind == INT8, tokens.values.shape[1]
+    per_step = 1 if not integers else 4 if processor().byte_dots else 2
+    packed = room(panels, -(-dimension // per_step), panel).zero_()
+    starts = room(panels * panel if integers else 0, dtype=torch.int32).zero_()
+    lane_scales = room(panels * panel + SPARE).fill_(1)
+    places = room(len(lengths), 3, dtype=torch.int64)
+    if integers:
+        _pack_bytes(queries, apart, (places, packed, starts, lane_scales))
+    else:
+        _pack(queries, apart, (places, packed, room(dimension)))
+    addresses = (each.data_ptr() for each in (packed, starts, lane_scales, places))
+    return Panels(packed, starts, lane_scales, places, most, given(*addresses, len(places), most))
+
+
+def piece_bytes(steps: int) -> int:
+    """Bytes of rows of so many steps that programs make ready at a time, at most."""
+    return max(PIECE, processor().rows * 4 * steps)
+
+
+def lengths_of(spans: Tensor) -> NDArray[np.int64]:
+    """Tokens of each item, int64 (N,)."""
+    both = spans.numpy()
+    return both[:, 1] - both[:, 0]
+
+
+def pairs_of(pairs: Tensor, queries: Tokens, documents: Tokens) -> Tensor:
+    """Pairs as programs take them, int64 (P, 2).
+
+    Raises:
+        TypeError: of another dtype, or on a device.
+        IndexError: a query or document that is not there.
+    """
+    if pairs.device.type != "cpu" or pairs.dtype != torch.int64:
+        raise TypeError(f"pairs of {pairs.dtype} on {pairs.device}: this form takes int64 on the host")
+    _check_numbers("queries", pairs[:, 0], len(queries.spans))
+    _check_numbers("documents", pairs[:, 1], len(documents.spans))
+    return pairs.contiguous()
+
+
+def _check_numbers(what: str, numbers: Tensor, end: int) -> None:
+    """Raise `IndexError` unless all numbers are 0 … end − 1: a program would read what is not there."""
+    found = numbers.numpy()
+    if found.size and (found.min() < 0 or found.max() >= end):
+        raise IndexError(f"{what} {found.min()} to {found.max()}, where there are 0 to {end - 1}")
+
+
+def _pack(queries: Documents, apart: bool, out: tuple[Tensor, ...]) -> None:
+    values, kind, dimension, scales, scale_step, spans, count = queries.given.tolist()
+    addresses = (each.data_ptr() for each in out)
+    _PACK(values, kind, dimension, scales if scale_step else 0, spans, count, int(apart), *addresses)
+
+
+def _pack_bytes(queries: Documents, apart: bool, out: tuple[Tensor, ...]) -> None:
+    values, _, dimension, scales, scale_step, spans, count = queries.given.tolist()
+    addresses = (each.data_ptr() for each in out)
+    _PACK_BYTES(values, dimension, scales if scale_step else 0, spans, count, int(apart), *addresses)
+
+
+def _spans_of(tokens: Tokens) -> Tensor:
+    if tokens.spans.device.type != "cpu" or tokens.spans.dtype != torch.int64:
+        raise TypeError(f"spans of {tokens.spans.dtype} on {tokens.spans.device}: this form takes int64 on the host")
+    spans, rows = tokens.spans.contiguous(), tokens.values.shape[0]
+    starts, ends = spans.numpy().T
+    # A program would read what is not there.
+    if starts.size and (starts.min() < 0 or ends.max() > rows or (starts > ends).any()):
+        raise IndexError(f"spans from {starts.min()} to {ends.max()} of {rows} rows, or one that ends before it begins")
+    return spans
+
+
+def _scales_of(tokens: Tokens) -> Tensor:
+    if tokens.scales is None:
+        return room(1).fill_(1)
+    if tokens.scales.device.type != "cpu" or tokens.scales.dtype != torch.float32:
+        raise TypeError(
+            f"scales of {tokens.scales.dtype} on {tokens.scales.device}: this form takes float32 on the host"
+        )
+    if len(tokens.scales) != len(tokens.values):
+        raise ValueError(f"{len(tokens.scales)} scales of {len(tokens.values)} rows")
+    return tokens.scales.detach().contiguous()

@@ -1,0 +1,49 @@
+"""Work split over plain threads, made for one call.
+
+None outlives the call and none is shared, so that nothing is left to break in a forked child and calls from several
+threads do not wait for each other. How many there are is what `torch.get_num_threads()` says.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+LEAST_WORK = 10_000_000
+"""Multiply-adds that make a thread worth while: 0.1 ms, where to start and join one takes 0.09 ms."""
+
+
+def shares(weights: NDArray[np.int64], work: float) -> list[tuple[int, int]]:
+    """Ranges first … last − 1 that share out items of given weights, one for each thread that pays.
+
+    Args:
+        weights: (N,), of any unit.
+        work: multiply-adds in all.
+    """
+    threads = max(1, min(torch.get_num_threads(), int(work / LEAST_WORK), len(weights)))
+    if threads == 1:
+        return [(0, len(weights))]
+    ends = np.cumsum(weights)
+    cuts = np.searchsorted(ends, ends[-1] * np.arange(1, threads) / threads, side="left") + 1
+    bounds = np.unique(np.concatenate([[0], cuts.clip(max=len(weights)), [len(weights)]]))
+    return [(int(first), int(last)) for first, last in itertools.pairwise(bounds)]
+
+
+def run(task: Callable[[int, int], None], ranges: list[tuple[int, int]]) -> None:
+    """Call task(first, last) for each range, the first of them in this thread and each other in one of its own.
+
+    What a task raises is raised here, after all have ended.
+    """
+    if len(ranges) == 1:
+        task(*ranges[0])
+        return
+    with ThreadPoolExecutor(len(ranges) - 1) as pool:
+        others = [pool.submit(task, *each) for each in ranges[1:]]
+        task(*ranges[0])
+    for other in others:
+        other.result()

@@ -1,0 +1,343 @@
+"""The operations as torch knows them, `torch.ops.lateinteraction.*`: shapes for tracing, gradients for training.
+
+Opaque to compilers on purpose: a graph holds one node for each, whatever form computes it, so that tracing and export
+need neither a device nor Triton. `lateinteraction.kernels` calls these; nobody else needs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lateinteraction.kernels.dispatch import form_for, load
+from lateinteraction.kernels.form import Form
+from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, winners_dtype
+
+Result = Tensor | tuple[Tensor, ...]
+
+_QUERIES = "Tensor query_values, Tensor query_spans, SymInt query_longest, Tensor? query_scales"
+_DOCUMENTS = "Tensor document_values, Tensor document_spans, SymInt document_longest, Tensor? document_scales"
+_TOKENS = f"{_QUERIES}, {_DOCUMENTS}"
+_CODEC = "Tensor centroids, Tensor cutoffs, Tensor weights"
+_COMPRESSED = "Tensor codes, Tensor residuals, Tensor inverse_norms, Tensor document_spans"
+_SCORES_AND_WINNERS = "(Tensor scores, Tensor winners)"
+_GRADIENTS = "(Tensor query_gradient, Tensor document_gradient)"
+
+
+class Operation(NamedTuple):
+    """One operation: as torch's operator, and as the plain function behind it."""
+
+    operator: Any
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Compute: by the function where nobody traces or differentiates, for it gives the same and starts at once.
+
+        The first call of an operator takes a second, in which torch imports its compiler; later ones 50 µs.
+        """
+        values = arguments[0]
+        watched = values.requires_grad or (len(arguments) > 4 and _wants_gradient(arguments[4]))
+        plain = type(values) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+        if plain and not (watched and torch.is_grad_enabled()):
+            return self.function(*arguments)
+        return self.operator(*arguments)
+
+
+def _operation(name: str, schema: str, compute: Callable[..., Result], shapes: Callable[..., Result]) -> Operation:
+    """Register one: what computes it, and what it would return.
+
+    Autocast ends here: sums are float32. Results are contiguous, as tracing was told.
+    """
+
+    def computed(*arguments: Any) -> Result:
+        with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
+            result = compute(*arguments)
+        return result.contiguous() if isinstance(result, Tensor) else tuple(each.contiguous() for each in result)
+
+    operator = torch.library.custom_op(f"lateinteraction::{name}", computed, mutates_args=(), schema=schema)
+    operator.register_fake(shapes)
+    return Operation(operator, computed)
+
+
+def _wants_gradient(argument: object) -> bool:
+    return isinstance(argument, Tensor) and argument.requires_grad
+
+
+def _form(*tensors: Tensor) -> Form:
+    return load(form_for(tensors[0].device.type, *(tensor.dtype for tensor in tensors)).form)
+
+
+def _both(arguments: Sequence[Any]) -> tuple[Tokens, Tokens]:
+    return Tokens(*arguments[:4]), Tokens(*arguments[4:8])
+
+
+def _precision(*values: Tensor) -> torch.dtype:
+    return torch.float64 if any(each.dtype == torch.float64 for each in values) else torch.float32
+
+
+# ── MaxSim and XTR ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _matrix(queries: Tokens, documents: Tokens) -> Tensor:
+    shape = queries.spans.shape[0], documents.spans.shape[0]
+    return queries.values.new_empty(shape, dtype=_precision(queries.values, documents.values))
+
+
+def _winners(queries: Tokens, documents: Tokens) -> Tensor:
+    shape = queries.values.shape[0], documents.spans.shape[0]
+    return queries.values.new_empty(shape, dtype=winners_dtype(documents))
+
+
+def _all_pairs(*arguments: Any) -> Tensor:
+    queries, documents = _both(arguments)
+    return _form(queries.values, documents.values).maxsim_all_pairs(queries, documents)
+
+
+def _all_pairs_winners(*arguments: Any) -> tuple[Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    return _form(queries.values, documents.values).maxsim_all_pairs_winners(queries, documents)
+
+
+def _all_pairs_gradients(*arguments: Any) -> tuple[Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    winners, upstream, unit = arguments[8:]
+    form = _form(queries.values, documents.values)
+    return form.maxsim_all_pairs_gradients(queries, documents, winners, upstream, unit=unit)
+
+
+def _pairs(*arguments: Any) -> Tensor:
+    queries, documents = _both(arguments)
+    return _form(queries.values, documents.values).maxsim_pairs(queries, documents, arguments[8])
+
+
+def _pairs_winners(*arguments: Any) -> tuple[Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    return _form(queries.values, documents.values).maxsim_pairs_winners(queries, documents, arguments[8])
+
+
+def _pairs_gradients(*arguments: Any) -> tuple[Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    pairs, winners, upstream, unit = arguments[8:]
+    form = _form(queries.values, documents.values)
+    return form.maxsim_pairs_gradients(queries, documents, pairs, winners, upstream, unit=unit)
+
+
+def _top_k(*arguments: Any) -> tuple[Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    return _form(queries.values, documents.values).maxsim_top_k(queries, documents, arguments[8])
+
+
+def _xtr(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    return _form(queries.values, documents.values).xtr_all_pairs(queries, documents, arguments[8])
+
+
+def _pair_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    pairs: Tensor = arguments[8]
+    scores = queries.values.new_empty(pairs.shape[0], dtype=_precision(queries.values, documents.values))
+    return scores, queries.values.new_empty((pairs.shape[0], queries.longest), dtype=winners_dtype(documents))
+
+
+def _top_k_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    shape = queries.spans.shape[0], min(arguments[8], documents.spans.shape[0])
+    scores = queries.values.new_empty(shape, dtype=_precision(queries.values, documents.values))
+    return scores, queries.values.new_empty(shape, dtype=torch.int64)
+
+
+def _xtr_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    scores = _matrix(queries, documents)
+    return scores, _winners(queries, documents), torch.empty_like(scores, dtype=torch.int32)
+
+
+def _gradient_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
+    queries, documents = _both(arguments)
+    return tuple(each.values.new_empty(each.values.shape) for each in (queries, documents))  # type: ignore[return-value]
+
+
+maxsim_all_pairs = _operation(
+    "maxsim_all_pairs", f"({_TOKENS}) -> Tensor", _all_pairs, lambda *given: _matrix(*_both(given))
+)
+maxsim_all_pairs_gradients = _operation(
+    "maxsim_all_pairs_gradients",
+    f"({_TOKENS}, Tensor winners, Tensor upstream, bool unit) -> {_GRADIENTS}",
+    _all_pairs_gradients,
+    _gradient_shapes,
+)
+maxsim_all_pairs_winners = _operation(
+    "maxsim_all_pairs_winners",
+    f"({_TOKENS}, bool unit) -> {_SCORES_AND_WINNERS}",
+    _all_pairs_winners,
+    lambda *given: (_matrix(*_both(given)), _winners(*_both(given))),
+)
+maxsim_pairs = _operation(
+    "maxsim_pairs", f"({_TOKENS}, Tensor pairs) -> Tensor", _pairs, lambda *given: _pair_shapes(*given)[0]
+)
+maxsim_pairs_gradients = _operation(
+    "maxsim_pairs_gradients",
+    f"({_TOKENS}, Tensor pairs, Tensor winners, Tensor upstream, bool unit) -> {_GRADIENTS}",
+    _pairs_gradients,
+    _gradient_shapes,
+)
+maxsim_pairs_winners = _operation(
+    "maxsim_pairs_winners",
+    f"({_TOKENS}, Tensor pairs, bool unit) -> {_SCORES_AND_WINNERS}",
+    _pairs_winners,
+    _pair_shapes,
+)
+maxsim_top_k = _operation(
+    "maxsim_top_k", f"({_TOKENS}, SymInt k) -> (Tensor scores, Tensor places)", _top_k, _top_k_shapes
+)
+xtr_all_pairs = _operation(
+    "xtr_all_pairs", f"({_TOKENS}, SymInt k) -> (Tensor scores, Tensor winners, Tensor finders)", _xtr, _xtr_shapes
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep what the gradients need: the tokens and the winners, never a similarity."""
+    queries, documents = _both(inputs)
+    ctx.longest = queries.longest, documents.longest
+    ctx.others = inputs[8:]
+    ctx.save_for_backward(
+        queries.values, queries.spans, queries.scales, documents.values, documents.spans, documents.scales, *output[1:]
+    )
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _saved(context: Any) -> tuple[list[Any], tuple[Tensor, ...]]:
+    """The tokens as arguments, and the outputs behind the scores."""
+    query_values, query_spans, query_scales, values, spans, scales, *others = context.saved_tensors
+    queries, documents = context.longest
+    return [query_values, query_spans, queries, query_scales, values, spans, documents, scales], tuple(others)
+
+
+def _gradients(pair: tuple[Tensor, Tensor], others: int) -> tuple[Tensor | None, ...]:
+    """One for each argument of the forward operation."""
+    return pair[0], None, None, None, pair[1], None, None, None, *[None] * others
+
+
+def _all_pairs_backward(context: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    tokens, (winners,) = _saved(context)
+    (unit,) = context.others
+    return _gradients(maxsim_all_pairs_gradients(*tokens, winners, upstream.contiguous(), unit), 1)
+
+
+def _pairs_backward(context: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    tokens, (winners,) = _saved(context)
+    pairs, unit = context.others
+    return _gradients(maxsim_pairs_gradients(*tokens, pairs, winners, upstream.contiguous(), unit), 2)
+
+
+def _xtr_backward(context: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    tokens, (winners, finders) = _saved(context)
+    return _gradients(maxsim_all_pairs_gradients(*tokens, winners, upstream / finders.clamp(min=1), False), 1)
+
+
+maxsim_all_pairs_winners.operator.register_autograd(_all_pairs_backward, setup_context=_save)
+maxsim_pairs_winners.operator.register_autograd(_pairs_backward, setup_context=_save)
+xtr_all_pairs.operator.register_autograd(_xtr_backward, setup_context=_save)
+
+
+# ── Centroids and residuals ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _table_interaction(
+    values: Tensor,
+    steps: Tensor | None,
+    lows: Tensor | None,
+    query_spans: Tensor,
+    codes: Tensor,
+    document_spans: Tensor,
+) -> Tensor:
+    table = CentroidTable(values, steps, lows)
+    return _form(values).centroid_interaction(table, query_spans, codes, document_spans)
+
+
+def _quantised(scores: Tensor) -> tuple[Tensor, ...]:
+    return tuple(each for each in _form(scores).quantise_table(scores) if each is not None)
+
+
+def _residual_maxsim(*arguments: Any) -> Tensor:
+    queries, scores, codec = Tokens(*arguments[:4]), arguments[4], Codec(*arguments[5:8])
+    return _form(queries.values, scores).residual_maxsim(queries, scores, codec, Compressed(*arguments[8:]))
+
+
+def _encoded_shapes(values: Tensor, codes: Tensor, *codec: Tensor) -> tuple[Tensor, Tensor]:
+    width = -(-values.shape[1] * Codec(*codec).bits // 8)
+    residuals = values.new_empty((values.shape[0], width), dtype=torch.uint8)
+    return residuals, values.new_empty(values.shape[0], dtype=_precision(values, codec[0]))
+
+
+inverse_norms = _operation(
+    "inverse_norms",
+    "(Tensor values) -> Tensor",
+    lambda values: _form(values).inverse_norms(values),
+    lambda values: values.new_empty(values.shape[0], dtype=_precision(values)),
+)
+centroid_scores = _operation(
+    "centroid_scores",
+    "(Tensor query_values, Tensor centroids) -> Tensor",
+    lambda values, centroids: _form(values, centroids).centroid_scores(values, centroids),
+    lambda values, centroids: centroids.new_empty((centroids.shape[0], values.shape[0])),
+)
+quantise_table = _operation(
+    "quantise_table",
+    "(Tensor scores) -> (Tensor values, Tensor steps, Tensor lows)",
+    _quantised,
+    lambda scores: (
+        torch.empty_like(scores, dtype=torch.uint8),
+        scores.new_empty(scores.shape[1]),
+        scores.new_empty(scores.shape[1]),
+    ),
+)
+probe = _operation(
+    "probe",
+    "(Tensor scores, SymInt nprobe) -> Tensor",
+    lambda scores, nprobe: _form(scores).probe(scores, nprobe),
+    lambda scores, nprobe: scores.new_empty((scores.shape[1], min(nprobe, scores.shape[0])), dtype=torch.int64),
+)
+centroid_interaction = _operation(
+    "centroid_interaction",
+    "(Tensor values, Tensor? steps, Tensor? lows, Tensor query_spans, Tensor codes, Tensor document_spans) -> Tensor",
+    _table_interaction,
+    lambda values, steps, lows, query_spans, codes, document_spans: values.new_empty(
+        (query_spans.shape[0], document_spans.shape[0]), dtype=torch.float32
+    ),
+)
+residual_maxsim = _operation(
+    "residual_maxsim",
+    f"({_QUERIES}, Tensor scores, {_CODEC}, {_COMPRESSED}) -> Tensor",
+    _residual_maxsim,
+    lambda *given: given[4].new_empty((given[1].shape[0], given[11].shape[0])),
+)
+kmeans_assign = _operation(
+    "kmeans_assign",
+    "(Tensor values, Tensor centroids) -> Tensor",
+    lambda values, centroids: _form(values, centroids).kmeans_assign(values, centroids),
+    lambda values, centroids: values.new_empty(values.shape[0], dtype=torch.int32),
+)
+kmeans_update = _operation(
+    "kmeans_update",
+    "(Tensor values, Tensor codes, Tensor centroids) -> Tensor",
+    lambda values, codes, centroids: _form(values, centroids).kmeans_update(values, codes, centroids),
+    lambda values, codes, centroids: centroids.new_empty(centroids.shape, dtype=_precision(values, centroids)),
+)
+residual_encode = _operation(
+    "residual_encode",
+    f"(Tensor values, Tensor codes, {_CODEC}) -> (Tensor residuals, Tensor inverse_norms)",
+    lambda values, codes, *codec: _form(values, codec[0]).residual_encode(values, codes, Codec(*codec)),
+    _encoded_shapes,
+)
+residual_decode = _operation(
+    "residual_decode",
+    f"({_CODEC}, Tensor codes, Tensor residuals) -> Tensor",
+    lambda centroids, cutoffs, weights, codes, residuals: _form(centroids).residual_decode(
+        Codec(centroids, cutoffs, weights), codes, residuals
+    ),
+    lambda centroids, cutoffs, weights, codes, residuals: centroids.new_empty((codes.shape[0], centroids.shape[1])),
+)

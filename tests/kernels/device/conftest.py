@@ -1,0 +1,8 @@
+"""The table of operations is a program beside the tests, and found where it lies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
