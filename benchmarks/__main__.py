@@ -9,7 +9,7 @@ import pkgutil
 import sys
 
 from benchmarks import cases
-from benchmarks.harness import Bench
+from benchmarks.harness import COLUMNS, Bench
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="append no result rows")
     arguments = parser.parse_args()
     module = importlib.import_module(f"benchmarks.cases.{arguments.case}")
-    bench = Bench(arguments.case, module.FIGURES)
+    bench = Bench(arguments.case, module.FIGURES, getattr(module, "COLUMNS", COLUMNS))
     module.run(bench)
     table, all_met = bench.closing_table()
     if not arguments.dry:

@@ -1,7 +1,8 @@
 """What every case shares: figures with targets, interleaved timing, result rows, the closing table.
 
 A case is a module with `FIGURES` and `run(bench)`. It checks correctness before it times anything, times ours and
-each peer in turn within one run, and reports every figure it declares; one that is missing is short.
+each peer in turn within one run, and reports every figure it declares; one that is missing is short. A module may name
+`COLUMNS` of its own for its rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import quantiles
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NoReturn
 
 from attrs import Factory, define, field, frozen
 
@@ -44,11 +46,37 @@ class Figure:
 
 
 @frozen
+class Seconds:
+    """What one call took, here or in another process."""
+
+    wall: float
+    cpu: float
+
+
+def clocked(call: Callable[[], object], number: int = 1) -> Callable[[], Seconds]:
+    """The call that makes `number` of these in a row and tells what one took: short calls need several."""
+
+    def measure() -> Seconds:
+        cpu, wall = cpu_seconds(), time.perf_counter()
+        for _ in range(number):
+            call()
+        elapsed, used = time.perf_counter() - wall, cpu_seconds() - cpu
+        return Seconds(elapsed / number, used / number)
+
+    return measure
+
+
+@frozen
 class Timing:
     """Wall and CPU seconds of repeated calls; those of child processes count as CPU time too."""
 
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
+
+    @classmethod
+    def of(cls, taken: Sequence[Seconds]) -> Timing:
+        """The timing that these calls make up."""
+        return cls(tuple(each.wall for each in taken), tuple(each.cpu for each in taken))
 
     @property
     def quantiles(self) -> tuple[float, float, float]:
@@ -73,31 +101,40 @@ class Bench:
 
     case: str
     figures: Sequence[Figure]
+    columns: Sequence[str] = COLUMNS
     rows: list[dict[str, object]] = Factory(list)
     values: dict[str, tuple[float, str]] = Factory(dict)
+    skipped: dict[str, str] = Factory(dict)
     environment: Mapping[str, object] = field(factory=lambda: _environment())
 
     def interleaved(self, calls: Mapping[str, Callable[[], object]], repeats: int = 11) -> dict[str, Timing]:
         """Time each call `repeats` times in turn, after one warm-up of each; one result row per call."""
         for call in calls.values():
             call()
-        wall: dict[str, list[float]] = {name: [] for name in calls}
-        cpu: dict[str, list[float]] = {name: [] for name in calls}
+        return self.in_turn({name: clocked(call) for name, call in calls.items()}, repeats)
+
+    def in_turn(self, contestants: Mapping[str, Callable[[], Seconds]], repeats: int) -> dict[str, Timing]:
+        """The same for calls that tell their own seconds, such as a worker's; warming up is their affair."""
+        taken: dict[str, list[Seconds]] = {name: [] for name in contestants}
         for _ in range(repeats):
-            for name, call in calls.items():
-                cpu_start, start = cpu_seconds(), time.perf_counter()
-                call()
-                wall[name].append(time.perf_counter() - start)
-                cpu[name].append(cpu_seconds() - cpu_start)
-        timings = {name: Timing(tuple(wall[name]), tuple(cpu[name])) for name in calls}
+            for name, contestant in contestants.items():
+                taken[name].append(contestant())
+        timings = {name: Timing.of(each) for name, each in taken.items()}
         for name, timing in timings.items():
             self.row(name, timing=timing)
         return timings
 
     def row(
-        self, name: str, *, timing: Timing | None = None, value: float | None = None, unit: str = "", note: str = ""
+        self,
+        name: str,
+        *,
+        timing: Timing | None = None,
+        value: float | None = None,
+        unit: str = "",
+        note: str = "",
+        more: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        """Keep one result row."""
+        """Keep one result row; `more` is for columns that only this case has."""
         row: dict[str, object] = {**self.environment, "case": self.case, "name": name, "unit": unit, "note": note}
         row["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         if timing is not None:
@@ -106,7 +143,7 @@ class Bench:
             row |= {"p80_ms": f"{p80 * 1e3:.3f}", "cpu_p50_ms": f"{timing.cpu_p50 * 1e3:.3f}"}
         if value is not None:
             row["value"] = f"{value:.7g}"
-        self.rows.append(row)
+        self.rows.append({column: each for column, each in {**row, **more}.items() if column in self.columns})
 
     def report(self, figure: str, value: float, peer: str = "") -> None:
         """State the value of a declared figure, and what stands beside it."""
@@ -114,13 +151,19 @@ class Bench:
         self.values[figure] = (value, peer)
         self.row(figure, value=value, unit=declared.unit, note=peer)
 
+    def skip(self, figure: str, reason: str) -> None:
+        """Say that a declared figure cannot be measured on this machine. That is no short figure."""
+        assert any(one.name == figure for one in self.figures), figure
+        self.skipped[figure] = reason
+        print(f"skipped: {figure}: {reason}")
+
     def append_results(self) -> Path:
         """Append the rows to `benchmarks/results/<case>.csv`."""
         path = RESULTS / f"{self.case}.csv"
         path.parent.mkdir(exist_ok=True)
         fresh = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer = csv.DictWriter(file, self.columns, restval="")
             if fresh:
                 writer.writeheader()
             writer.writerows(self.rows)
@@ -130,20 +173,30 @@ class Bench:
         """The table `figure · target · measured · beside · ok/short`, and whether every figure is met."""
         lines, all_met = [("figure", "target", "measured", "beside", "")], True
         for figure in self.figures:
+            target = "reported" if figure.target is None else f"{figure.better} {figure.target:g} {figure.unit}"
+            if figure.name in self.skipped:
+                lines.append((figure.name, target, "not measured", self.skipped[figure.name], "skipped"))
+                continue
             value, peer = self.values.get(figure.name, (None, ""))
             met = value is not None and figure.met(value)
             all_met &= met
-            target = "reported" if figure.target is None else f"{figure.better} {figure.target:g} {figure.unit}"
             measured = "missing" if value is None else f"{value:.4g} {figure.unit}"
             lines.append((figure.name, target, measured, peer, "ok" if met else "SHORT"))
         widths = [max(len(line[column]) for line in lines) for column in range(5)]
         return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines), all_met
 
 
+def end_trial(bench: Bench, variables: str) -> NoReturn:
+    """Print the table of a run that was made smaller by these variables, and end: it is never recorded."""
+    print(bench.closing_table()[0])
+    print(f"a trial, with {variables} of its own: nothing is recorded")
+    raise SystemExit(0)
+
+
 def cpu_seconds() -> float:
-    """CPU time of this process and of the children it has waited for."""
+    """CPU time of this process, to the microsecond, and of the children it has waited for, to the clock tick."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return time.process_time() + times.children_user + times.children_system
 
 
 def previous(case: str, name: str) -> list[dict[str, str]]:

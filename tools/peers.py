@@ -64,6 +64,7 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         "sentence-transformers-onnx": Peer(
             ((TORCH,), (TORCH, "sentence-transformers[onnx]==5.3.0", "transformers<4.58"))
         ),
+        "maxsim-cpu": Peer((("maxsim-cpu==0.1.0", "numpy==2.4.6"),)),
     }
 )
 

@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from benchmarks.collections import read_collection
-from benchmarks.harness import Bench, Figure, Timing
+from benchmarks.harness import Bench, Figure, Timing, end_trial
 from benchmarks.peers import exchange, fresh, process
 from benchmarks.peers.process import Embeddings, Peer
 from lateinteraction import wiring
@@ -40,6 +40,7 @@ from lateinteraction.domain.text import Query
 OURS, OURS_ONNX, OURS_INT8 = "ours, torch fp32", "ours, ONNX fp32", "ours, ONNX int8"
 PYLATE, ST, ST_ONNX = "PyLate 1.6", "sentence-transformers 6.2", "sentence-transformers, ONNX"
 CONTESTANTS = (OURS, PYLATE, ST, OURS_ONNX, ST_ONNX, OURS_INT8)
+PEERS = ("pylate", "sentence-transformers", "sentence-transformers-onnx")
 COLLECTIONS = ("cranfield", "vaswani")
 STREAMS = (20_000, 100_000)
 TOLERANCE = 1e-5
@@ -106,7 +107,7 @@ def run(bench: Bench) -> None:
     """Check that all compute the same, then measure; a trial ends with its table, and without a row."""
     size = Size.chosen()
     try:
-        process.check_installed()
+        process.check_installed(PEERS)
     except process.PeersNotInstalled as error:
         raise SystemExit(f"error: the peers that this case compares with are {error}") from None
     _keep_to_two_processors()
@@ -122,9 +123,7 @@ def run(bench: Bench) -> None:
             _measure_quality(bench, contestants, size)
         _measure_fresh_processes(bench, scratch, size)
     if size.trial:
-        print(bench.closing_table()[0])
-        print("a trial, with DOCUMENTS or REPEATS of its own: nothing is recorded")
-        raise SystemExit(0)
+        end_trial(bench, "DOCUMENTS or REPEATS")
 
 
 def _keep_to_two_processors() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.harness import Bench, Figure
 from lateinteraction import kernels
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
-from lateinteraction.domain.reference import maxsim
+from lateinteraction.domain.reference import maxsim_all_pairs
 
 FIGURES = (
     Figure("packed against pad + mask + einsum", "×", ">=", 6.0),
@@ -29,14 +29,16 @@ def run(bench: Bench) -> None:
     offsets, query_offsets = offsets_of(lengths), offsets_of([32])
     query = _unit(generator, 32)
     packed = _unit(generator, int(offsets[-1]))
+    queries = kernels.packed(query, torch.from_numpy(query_offsets.copy()), 32)
+    documents = kernels.packed(packed, torch.from_numpy(offsets.copy()), int(lengths.max()))
     listed = [tokens.clone() for tokens in packed.split([int(length) for length in lengths])]
     padded, kept = _pad(listed)
 
     def ours() -> Tensor:
-        return kernels.maxsim_all_pairs(query, query_offsets, packed, offsets)[0]
+        return kernels.maxsim_all_pairs(queries, documents)[0]
 
     def ours_from_list() -> Tensor:
-        return kernels.maxsim_listed(query, query_offsets, listed)[0]
+        return kernels.maxsim_listed(queries, listed)[0]
 
     calls = {
         "packed": ours,
@@ -44,7 +46,7 @@ def run(bench: Bench) -> None:
         "list, padded": lambda: _padded_maxsim(query, *_pad(listed)),
         "already padded": lambda: _padded_maxsim(query, padded, kept),
     }
-    truth = maxsim(TokenEmbeddings(query.numpy(), query_offsets), TokenEmbeddings(packed.numpy(), offsets))[0]
+    truth = maxsim_all_pairs(TokenEmbeddings(query.numpy(), query_offsets), TokenEmbeddings(packed.numpy(), offsets))[0]
     with torch.inference_mode():
         for name, call in calls.items():
             np.testing.assert_allclose(call().numpy(), truth, rtol=1e-5, err_msg=name)  # type: ignore[union-attr]

@@ -19,13 +19,18 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".peers"
 THREADS = 2
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 MODULES: Mapping[str, str] = MappingProxyType(
     {
         "pylate": "pylate_worker",
         "sentence-transformers": "st_worker",
         "sentence-transformers-onnx": "st_onnx_worker",
+        "maxsim-cpu": "maxsim_cpu_worker",
     }
 )
+"""The worker of each environment."""
+SCORING = "pylate_scoring_worker"
+"""A second worker for the environment of PyLate: its scores alone, without a model."""
 
 
 class PeerFailure(Exception):
@@ -55,9 +60,10 @@ class Peer:
         name: what to call it in errors.
         command: how to start it.
         seconds: how long one answer may take; then it is ended.
+        threads: how many it may use.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, seconds: float = 1800.0) -> None:
+    def __init__(self, name: str, command: Sequence[str], *, seconds: float = 1800.0, threads: int = THREADS) -> None:
         self.name = name
         self._seconds = seconds
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -69,7 +75,7 @@ class Peer:
             text=True,
             encoding="utf-8",
             cwd=ROOT,
-            env=surroundings(),
+            env=surroundings(threads),
         )
 
     def __enter__(self) -> Self:
@@ -127,11 +133,11 @@ class Peer:
         return self._log.read().decode(errors="replace")
 
 
-def surroundings() -> dict[str, str]:
+def surroundings(threads: int = THREADS) -> dict[str, str]:
     """The environment of every contestant: no network, the same number of threads, nothing of ours to import."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_", "COVERAGE"))}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(THREADS))
-    return kept | threads | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    given = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return kept | given | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
 
 
 def interpreter(name: str) -> Path:
@@ -139,9 +145,10 @@ def interpreter(name: str) -> Path:
     return ENVIRONMENTS / name / "bin" / "python"
 
 
-def start(name: str) -> Peer:
-    """The worker of a peer, in its environment."""
-    return Peer(name, [str(interpreter(name)), "-m", f"benchmarks.peers.{MODULES[name]}"])
+def start(name: str, worker: str | None = None, *, threads: int = THREADS) -> Peer:
+    """The worker of a peer, or another one, in its environment."""
+    command = [str(interpreter(name)), "-m", f"benchmarks.peers.{worker or MODULES[name]}"]
+    return Peer(name, command, threads=threads)
 
 
 def check_installed(names: Sequence[str] = tuple(MODULES)) -> None:

@@ -5,6 +5,8 @@ Runs with the interpreter of a peer: the standard library and NumPy alone. What 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -57,12 +59,46 @@ def timed(call: Callable[[], object]) -> Answer:
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_rss_mb": peak_memory() // 1_000_000}
 
 
+def memory_growth(call: Callable[[], object], kept: int = 0) -> Answer:
+    """Bytes by which one call raises the peak of this process above what is resident before it, less what it `kept`.
+
+    Everybody is measured with this, each in a fresh process that has made the same call on something tiny before.
+    """
+    _give_back_free_memory()
+    forget = Path("/proc/self/clear_refs")
+    if forget.exists():
+        forget.write_text("5")  # the peak starts anew from what is resident
+    before = resident_memory()
+    call()
+    return {"growth": peak_memory() - before - kept}
+
+
+def _give_back_free_memory() -> None:
+    """The C library keeps what was freed; a call that gets it again would seem to need nothing."""
+    gc.collect()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are resident; the peak where the system does not tell."""
+    return _status("VmRSS") or peak_memory()
+
+
 def peak_memory() -> int:
     """Most bytes that this process has had resident.
 
     `ru_maxrss` would not do on Linux: it starts from what the process that started this one had.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _status(name: str) -> int | None:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))

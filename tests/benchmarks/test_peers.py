@@ -22,6 +22,7 @@ from benchmarks.peers import exchange, fresh, process
 from benchmarks.peers.cases import CASES, LIBRARY_DEFAULTS, TEXTS, Case, Deviation, sources
 from benchmarks.peers.exchange import Difference, Outcome, compare, notes, table
 from benchmarks.peers.process import Embeddings, Peer, PeerFailure, PeersNotInstalled
+from benchmarks.peers.serving import memory_growth
 from lateinteraction.domain.recipe import EncodingRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +114,16 @@ def test_peak_memory_is_of_the_process_itself_whoever_started_it() -> None:
         assert small.ask("time")["peak_rss_mb"] < ballast.nbytes / 1e6
 
 
+def test_growth_counts_the_peak_of_a_call_and_not_what_it_kept_or_what_was_before() -> None:
+    held: list[np.ndarray] = []
+    ones = np.ones(4_000_000)  # 32 MB
+    assert 60e6 < memory_growth(lambda: (ones + 1, ones + 2))["growth"] < 90e6
+    assert 28e6 < memory_growth(lambda: [(ones + number).sum() for number in range(3)])["growth"] < 50e6
+    kept = memory_growth(lambda: held.append(ones + 1), kept=ones.nbytes)["growth"]
+    assert abs(kept) < 8e6
+    assert abs(memory_growth(lambda: ones.sum())["growth"]) < 8e6
+
+
 def test_a_peer_that_ends_leaves_its_last_words() -> None:
     with started() as ending, pytest.raises(PeerFailure, match=r"(?s)parrot ended during 'end'.*last words"):
         ending.ask("end", status=3)
@@ -130,11 +141,14 @@ def test_contestants_see_no_network_and_nothing_of_this_interpreter(monkeypatch:
     assert seen["HF_HUB_OFFLINE"] == "1"
     assert seen["OMP_NUM_THREADS"] == "2"
     assert {"PYTHONPATH", "COVERAGE_PROCESS_START"}.isdisjoint(seen)
+    alone = process.surroundings(threads=1)
+    assert {alone[name] for name in process.THREAD_VARIABLES} == {"1"}
+    assert {"OMP_NUM_THREADS", "RAYON_NUM_THREADS"} <= set(process.THREAD_VARIABLES)
 
 
 def test_workers_of_peers_import_nothing_of_ours() -> None:
     folder = Path(peers.__file__).parent
-    for name in ("serving", *process.MODULES.values()):
+    for name in ("serving", process.SCORING, *process.MODULES.values()):
         tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
         modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -372,7 +386,7 @@ def test_every_peer_that_is_asked_is_installed(tool: ModuleType) -> None:
 
 def test_missing_peers_are_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "ENVIRONMENTS", tmp_path / ".peers")
-    with pytest.raises(PeersNotInstalled, match=r"pylate, sentence-transformers.*make peers"):
+    with pytest.raises(PeersNotInstalled, match=r"pylate, sentence-transformers.*maxsim-cpu.*make peers"):
         process.check_installed()
     with pytest.raises(SystemExit, match=r"the peers that this case compares with are not installed.*make peers"):
         encode.run(Bench("encode", encode.FIGURES))
@@ -397,7 +411,7 @@ def test_a_trial_ends_before_anything_is_recorded(
     for name in dir(encode):  # all that needs the peers, or measures
         if name.startswith(("_measure", "_write", "_check", "_keep", "_contestants", "_sample")):
             monkeypatch.setattr(encode, name, lambda *_: [])
-    monkeypatch.setattr(process, "check_installed", lambda: None)
+    monkeypatch.setattr(process, "check_installed", lambda _: None)
     monkeypatch.setenv("DOCUMENTS", "200" if trial else "")
     monkeypatch.delenv("REPEATS", raising=False)
     bench = Bench("encode", encode.FIGURES)
