@@ -109,7 +109,8 @@ def test_scales_beyond_two_to_the_31_rows_are_read() -> None:
     assert pairs.maxsim_pairs(far, one, pair).tolist() == [5.0]
 
 
-def test_spans_pairs_and_outputs_may_lie_as_far_apart() -> None:
+@pytest.mark.parametrize(("item", "row"), [(BEYOND + 3, 2), (2, BEYOND + 3)])
+def test_spans_pairs_and_outputs_may_lie_as_far_apart(item: int, row: int) -> None:
     """Strides beyond 2³¹, as of columns of a huge table."""
     apart = BEYOND + 3
     spans, listed = sparse(np.int64), sparse(np.int64)
@@ -121,20 +122,21 @@ def test_spans_pairs_and_outputs_may_lie_as_far_apart() -> None:
         **dict.fromkeys(("query_values", "document_values"), values),
         **dict.fromkeys(("query_scales", "document_scales"), None),
         **dict.fromkeys(("query_spans", "document_spans"), beginning(spans, (1, 2))),
-        **dict.fromkeys(("query_item", "document_item", "pair_item", "winner_item"), apart),
+        **dict.fromkeys(("query_item", "document_item", "pair_item"), apart),
         **dict.fromkeys(("query_end", "document_end", "pair_side"), 1),
         "pairs": beginning(listed, (1, 2)),
         "scores": torch.from_numpy(scores),
         "first_place": 0,
         "winners": beginning(winners, (1, 2)),
-        "winner_row": 2,
+        "winner_item": item,
+        "winner_row": row,
         "D": 1,
         "LONG": False,
     }
-    winners[[0, 2, apart]] = -7
+    winners[[0, row, item]] = -7
     launch(pairs.PAIR_SCORES, HOST, "single", 2, arguments)
     assert scores.tolist() == [6, 16]
-    assert winners[[0, 2, apart]].tolist() == [1, 1, 0]
+    assert winners[[0, row, item]].tolist() == [1, 1, 0]
 
 
 def test_winners_of_all_pairs_may_have_rows_as_far_apart() -> None:

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lateinteraction.domain import reference
 from lateinteraction.kernels.gpu import forward, top_k
+from lateinteraction.kernels.gpu.keys import as_keys
 from lateinteraction.kernels.operands import Tokens, spans_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -92,6 +95,19 @@ def test_no_more_scores_are_held_than_a_chunk_has(monkeypatch: pytest.MonkeyPatc
     assert asked == [(0, 3), (3, 3), (6, 2)]
     assert scores.tolist() == [[7, 6]] * 2
     assert places.tolist() == [[7, 6]] * 2
+
+
+@triton.jit
+def _keys(scores, keys):
+    tl.store(keys, as_keys(tl.load(scores), tl.zeros((), tl.int64)))
+
+
+@pytest.mark.parametrize("score", [0.0, -0.0])
+def test_the_sign_of_zero_makes_no_difference(score: float) -> None:
+    """A sum that starts with 0 never is −0, but a key may be of anything."""
+    keys = torch.empty(1, dtype=torch.int64)
+    _keys[(1,)](torch.tensor([score]), keys)
+    assert keys.tolist() == [2**32 - 1]
 
 
 def read(keys: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

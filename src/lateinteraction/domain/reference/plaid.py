@@ -103,7 +103,7 @@ class QuantisedTable:
 
     def restored(self) -> NDArray[np.float32]:
         """The values, each off by at most half a step."""
-        return self.lows + self.steps * self.values.astype(np.float32)
+        return np.asarray(self.lows + self.steps * self.values.astype(np.float32), np.float32)
 
 
 def kmeans_assign(tokens: Floats, centroids: Floats) -> Codes:

@@ -44,17 +44,17 @@ class Program:
         self.module = module
         self.function = function
         self.arguments = arguments
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
 
     def __call__(self, *arguments: int) -> None:
         loaded = self._loaded  # held until the call returns, since the code goes with it
         if loaded is None:  # two threads may both load it; a lock would outlive a fork while it is held
-            self._loaded = loaded = self._load()
+            self._loaded = loaded = load(self._machine_code(), self.arguments)
         result, error = ctypes.c_int64(), ctypes.c_int64()
-        if loaded.call(ctypes.byref(result), ctypes.byref(error), *arguments):
+        if loaded.function(ctypes.byref(result), ctypes.byref(error), *arguments):
             raise RuntimeError(f"the program {self.module}.{self.function} raised")
 
-    def _load(self) -> _Loaded:
+    def _machine_code(self) -> MachineCode:
         sources = digest_of(_SOURCES)
         store = Store.of(f"{self.module}.{self.function}", processor(), sources)
         machine_code = store.read()
@@ -62,7 +62,7 @@ class Program:
             machine_code = self._compile()
             if digest_of(_SOURCES) == sources:  # else nobody knows which version was compiled
                 store.write(machine_code)
-        return _load(machine_code, self.arguments)
+        return machine_code
 
     def _compile(self) -> MachineCode:
         from lateinteraction.kernels.cpu.programs import compiler
@@ -121,12 +121,16 @@ class Store(NamedTuple):
         return (folder / f"{self.stem}-{self.version}.program" for folder in self.folders if self.version)
 
 
-class _Loaded(NamedTuple):
+class Loaded(NamedTuple):
+    """Machine code that can be called, as `programs.compiler.compiled` says."""
+
     engine: Any
-    call: Any
+    """Of LLVM: it owns the memory that the code is in."""
+    function: Any
 
 
-def _load(machine_code: MachineCode, arguments: int) -> _Loaded:
+def load(machine_code: MachineCode, arguments: int) -> Loaded:
+    """Bring machine code into memory, as a function of so many int64."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(codemodel="jitdefault", jit=True)
@@ -134,7 +138,7 @@ def _load(machine_code: MachineCode, arguments: int) -> _Loaded:
     engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code.code))
     engine.finalize_object()
     kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * arguments)
-    return _Loaded(engine, kind(engine.get_function_address(machine_code.symbol)))
+    return Loaded(engine, kind(engine.get_function_address(machine_code.symbol)))
 
 
 def digest_of(folder: Path) -> str:

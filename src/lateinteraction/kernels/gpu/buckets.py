@@ -25,8 +25,8 @@ def permutations(BITS: int, WIDTH: int) -> str:
     """PTX: a register of packed words into registers of two 16-bit weights each, by byte permutations.
 
     `prmt` takes four bytes out of eight; each half byte of its selector says which. Buckets of 1 and 2 bits, masked
-    into half bytes, are such selectors of the bytes of the weights: one `prmt` finds the low bytes of four weights, one the
-    high bytes, and two put them together. Of 16 weights the low eight and the high eight are looked up with the low
+    into half bytes, are such selectors of the bytes of the weights: one `prmt` finds the low bytes of four weights, one
+    the high bytes, and two put them together. Of 16 weights the low eight and the high eight are looked up with the low
     three bits of a bucket, and the fourth bit, moved into a selector of its own, takes one of the two. A weight costs
     1.3 instructions, or 2.8 with 4 bits, where a tree of comparisons and selections costs 5 and 19.
 

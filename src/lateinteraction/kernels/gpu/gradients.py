@@ -147,6 +147,7 @@ def _of_documents(call: _Call, pairs: _Pairs | None) -> Tensor:
         "ranges": None if groups is None else groups.ranges,
         "tiles": tiles,
         "SINGLE": regime.startswith("single"),
+        "SHORT": call.winners.numel() < 2**31,
     }
     launch(DOCUMENTS, device, regime, len(documents.spans) * tiles, arguments)
     return gradients

@@ -1,8 +1,8 @@
 """MaxSim on compressed tokens: their residuals become weights in registers, on their way into a product of matrices.
 
 score = Σ_s max_t (scores[code_t, s] + q_s · r_t) · inverse_norm_t. The table of what centroids score is there already,
-so a token costs its row of the table, its packed bytes and one product with the weights of its buckets. None is decoded to
-memory, no centroid is read, and no norm is computed.
+so a token costs its row of the table, its packed bytes and one product with the weights of its buckets. None is decoded
+to memory, no centroid is read, and no norm is computed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lateinteraction.kernels.gpu.configurations import (
     Row,
     Specimen,
     architecture_of,
+    ceiling,
     device_of,
     launch,
     precision_of,
@@ -141,7 +142,7 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
     words = documents.residuals if width == 1 else documents.residuals.view(torch.int16)
     regime = f"{bits} bits, {_queries(precision, *values.shape)}"
     row = RESIDUAL_MAXIMA.row(architecture_of(device), regime).tiles
-    tiles = triton.cdiv(tokens, row["BLOCK_N"])
+    tiles = ceiling(tokens, row["BLOCK_N"])
 
     def write_maxima(maxima: Tensor, spans: Tensor) -> None:
         count = documents_per_program(len(spans), tiles, row["GROUP"])
@@ -165,7 +166,7 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
             "BITS": bits,
             "WIDTH": width,
         }
-        launch(RESIDUAL_MAXIMA, device, regime, triton.cdiv(len(spans), count) * tiles, arguments)
+        launch(RESIDUAL_MAXIMA, device, regime, ceiling(len(spans), count) * tiles, arguments)
 
     return sum_per_query(write_maxima, queries.spans, documents.spans, tokens)
 

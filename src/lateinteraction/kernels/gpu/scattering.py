@@ -78,6 +78,7 @@ def _document_gradients(
     D: tl.constexpr,
     UNIT: tl.constexpr,
     SINGLE: tl.constexpr,
+    SHORT: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -119,6 +120,7 @@ def _document_gradients(
             if entries is None:
                 token = tl.load(winners + e * N + document, mask=here & (query >= 0), other=-1) - low
         else:
+            e = tl.cast(e, tl.int32) if SHORT else e  # dividing 64 bits is a call of a function
             score = tl.load(order + pair + e // longest, mask=here, other=0)
             query = tl.load(pairs + score * 2)
             s = e % longest
@@ -166,10 +168,16 @@ def _document_row(device: Architecture, dtype: str, D: int) -> Row:
         "BLOCK_E": 8 if device == "gfx942" and single and D == 1024 else tile,
         "TURNED": int(device in ("sm_90", "sm_100") and not single),
     }
-    warps = 4 if D <= (256 if single else 128) else 8
     matrix = None if single and device != "gfx942" else _MATRIX[device]
-    # Only bfloat16 rows go straight from memory to the product; others pass registers, which further stages would fill.
-    return Row(device, f"{dtype} {D}", tiles, warps, 3 if dtype == "bfloat16" else 2, matrix, wide_loads=False)
+    if single:
+        # Bound by arithmetic: registers are better spent on more programs than on further stages. With 512 one stage
+        # would leave ptxas for Blackwell four registers short.
+        return Row(device, f"{dtype} {D}", tiles, _SINGLE_WARPS[D], 2 if D == 512 else 1, matrix, wide_loads=False)
+    # Two stages have the rows of the next batch on their way, a third what says which rows they are. That is for
+    # bfloat16: float16 passes registers to be split, and so do wide rows at the end.
+    narrow = D in (64, 128)
+    stages = 3 if narrow and dtype == "bfloat16" else 2
+    return Row(device, f"{dtype} {D}", tiles, 4 if narrow else 8, stages, matrix, wide_loads=False)
 
 
 def _document_specimen(dtype: str, D: int, *, listed: bool, grouped: bool) -> Specimen:
@@ -184,10 +192,12 @@ def _document_specimen(dtype: str, D: int, *, listed: bool, grouped: bool) -> Sp
         entries="*i32" if grouped else None,
         ranges="*i32" if grouped else None,
         SINGLE=dtype == "single",
+        SHORT=True,
     )
 
 
 _DTYPES = ("bfloat16", "float16", "single")
+_SINGLE_WARPS: Mapping[int, int] = {64: 4, 128: 4, 256: 4, 512: 8, 1024: 16}
 _MATRIX: Mapping[Architecture, MatrixInstruction] = {
     "sm_80": "mma.sync",
     "sm_90": "wgmma",

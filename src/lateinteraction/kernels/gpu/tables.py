@@ -13,6 +13,7 @@ from lateinteraction.kernels.gpu.configurations import (
     Kernel,
     Row,
     Specimen,
+    ceiling,
     device_of,
     launch,
 )
@@ -37,8 +38,8 @@ def centroid_scores(query_values: Tensor, centroids: Tensor) -> Tensor:
     """As `kernels.form.Form.centroid_scores`.
 
     Not `torch.mm`: the host may have allowed TF32 for it, and it chooses how to sum by the shape of the whole, so that
-    a score would depend on how many other tokens are in the call. For one query the time is that of reading the centroids
-    and writing the table; float32 arithmetic hides behind it.
+    a score would depend on how many other tokens are in the call. For one query the time is that of reading the
+    centroids and writing the table; float32 arithmetic hides behind it.
 
     Raises:
         TypeError: query tokens that are not floats, or centroids that are not float32.
@@ -58,7 +59,7 @@ def centroid_scores(query_values: Tensor, centroids: Tensor) -> Tensor:
         "S": tokens,
         "D": dimension,
     }
-    launch(CENTROID_SCORES, device, regime, triton.cdiv(count, block_k) * triton.cdiv(tokens, block_s), arguments)
+    launch(CENTROID_SCORES, device, regime, ceiling(count, block_k) * ceiling(tokens, block_s), arguments)
     return scores
 
 
@@ -143,7 +144,7 @@ def quantise_table(scores: Tensor) -> CentroidTable:
         "K": count,
         "S": tokens,
     }
-    launch(QUANTISED_TABLE, device, "table", triton.cdiv(count, block_k) * triton.cdiv(tokens, block_s), arguments)
+    launch(QUANTISED_TABLE, device, "table", ceiling(count, block_k) * ceiling(tokens, block_s), arguments)
     return CentroidTable(values, steps, lows)
 
 
@@ -155,7 +156,7 @@ def _quantised_table(scores, lows, highs, values, steps, K, S, BLOCK_K: tl.const
     s = tl.cast(program % tiles, tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     column = s < S
     low = tl.load(lows + s, mask=column, other=0.0)
-    # Divisions are rounded as the host rounds them: torch would multiply by 1/255 on a device, and Triton's `/` is quick.
+    # Divisions are rounded as the host rounds them: on a device torch multiplies by 1/255, and Triton's `/` is quick.
     step = tl.div_rn(tl.load(highs + s, mask=column, other=0.0) - low, tl.full((BLOCK_S,), 255.0, tl.float32))
     there = (k < K)[:, None] & column[None, :]
     places = k[:, None] * S + s[None, :]
@@ -214,11 +215,11 @@ def probe(scores: Tensor, nprobe: int) -> Tensor:
     count, tokens = scores.shape
     nprobe = min(nprobe, count)
     block = block_of(count) if nprobe <= MOST_ROUNDS else 1
-    blocks = triton.cdiv(count, block)
+    blocks = ceiling(count, block)
     best = scores.new_empty((tokens, blocks), dtype=torch.int64)
     regime = "blocks" if block > 1 else "all"
     block_k, block_s = (BEST_OF_BLOCKS.tile(device, regime, name) for name in ("BLOCK_K", "BLOCK_S"))
-    programs = triton.cdiv(count, max(block, block_k)) * triton.cdiv(tokens, block_s)
+    programs = ceiling(count, max(block, block_k)) * ceiling(tokens, block_s)
     sizes = {"K": count, "S": tokens, "blocks": blocks, "BLOCK": block}
     launch(BEST_OF_BLOCKS, device, regime, programs, {"scores": scores, "best": best, **sizes})
     if block == 1:

@@ -1,8 +1,10 @@
 """One loop over all tokens of several documents, a tile at a time: what lets loads run ahead across documents.
 
 A loop over documents around a loop over their tokens would start every document with a wait for codes, and then with
-one for what the codes point to. So the steps of several documents are numbered through, and each finds by its number whose
-tile it is, in registers, before anything is loaded: the compiler can then load for steps to come. Device functions.
+one for what the codes point to. So the steps of several documents are numbered through, and each finds by its number
+whose tile it is, in registers, before anything is loaded: the compiler can then load for steps to come.
+
+Device functions.
 """
 
 from __future__ import annotations

@@ -58,8 +58,9 @@ def _finish(own: Any, row: int, unit: int, sums: int, out: int, room: int) -> No
             along[0] += vector[index] * total[index]
         for index in range(dimension):  # a row of zeros has no direction; whatever NaN it may hold stays there
             total[index] = total[index] - along[0] * vector[index] if scale > 0 else 0
-    for index in range(dimension):
-        total[index] *= scale
+    if scale != 1:
+        for index in range(dimension):
+            total[index] *= scale
     if kind != FLOAT32:
         narrow(kind, (sums, dimension, out))
 
