@@ -419,6 +419,10 @@ def test_what_the_form_cannot_compute_it_refuses() -> None:
             cpu.maxsim_pairs(queries, documents, torch.tensor(pairs))
     with pytest.raises(TypeError):
         cpu.maxsim_pairs(queries, documents, torch.zeros(1, 2, dtype=torch.int32))
+    with pytest.raises(TypeError):
+        cpu.maxsim_all_pairs_gradients(
+            queries, documents, torch.zeros(3, 1, dtype=torch.int64), torch.ones(1, 1), unit=False
+        )
     whole = of_bytes([3], 5)
     _, winners = cpu.maxsim_all_pairs_winners(whole, whole)
     with pytest.raises(TypeError):

@@ -11,8 +11,17 @@ from torch import Tensor
 from lateinteraction.kernels.cpu.compilation import Program
 from lateinteraction.kernels.cpu.given import Given, given
 from lateinteraction.kernels.cpu.kinds import FLOAT32, INT8
-from lateinteraction.kernels.cpu.operands import Documents, address, documents_of, kind_of, lengths_of, pairs_of, room
-from lateinteraction.kernels.cpu.threads import run, shares
+from lateinteraction.kernels.cpu.operands import (
+    Documents,
+    address,
+    bytewise,
+    documents_of,
+    kind_of,
+    lengths_of,
+    pairs_of,
+    room,
+)
+from lateinteraction.kernels.cpu.threads import FROM_MEMORY, run, shares
 from lateinteraction.kernels.operands import Tokens
 
 _OF_QUERIES = Program("gradients", "of_queries", 9)
@@ -76,6 +85,9 @@ def _both(
     for tokens in (queries, documents):
         if kind_of(tokens.values) == INT8:
             raise TypeError("gradients of int8 values: whole numbers have none")
+    if weights.winners.dtype not in (torch.int16, torch.int32):
+        raise TypeError(f"winners of {weights.winners.dtype}: they are int16 or int32")
+    bytewise(queries, documents)
     weights = weights._replace(
         winners=weights.winners.contiguous(), upstream=weights.upstream.detach().type(torch.float32).contiguous()
     )
@@ -99,7 +111,7 @@ def _gradient(
         memory = room((2 + rows) * dimension + 1)
         program(*map(address, numbers), first, last, int(unit), out.data_ptr(), memory.data_ptr())
 
-    run(task, shares(lengths, float(weights.winners.numel()) * dimension))
+    run(task, shares(lengths, float(weights.winners.numel()) * dimension * FROM_MEMORY))
     return out
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lateinteraction.kernels.cpu.compilation import Program
 from lateinteraction.kernels.cpu.operands import kind_of, room
-from lateinteraction.kernels.cpu.threads import run, shares
+from lateinteraction.kernels.cpu.threads import FROM_MEMORY, run, shares
 
 _INVERSE_NORMS = Program("norms", "inverse_norms", 7)
 _ROUND = 16
@@ -23,5 +23,5 @@ def inverse_norms(values: Tensor) -> Tensor:
         row = room(-(-dimension // _ROUND) * _ROUND).zero_()
         _INVERSE_NORMS(rows.data_ptr(), kind, dimension, first, last, norms.data_ptr(), row.data_ptr())
 
-    run(task, shares(np.ones(count, np.int64), float(count) * dimension))
+    run(task, shares(np.ones(count, np.int64), float(count) * dimension * FROM_MEMORY))
     return norms

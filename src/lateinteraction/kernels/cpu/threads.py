@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-LEAST_WORK = 10_000_000
-"""Multiply-adds that make a thread worth while: 0.1 ms, where to start and join one takes 0.09 ms."""
+LEAST_WORK = 20_000_000
+"""Multiply-adds that make a thread worth while: 0.2 ms, where to start and join one takes 0.09 ms."""
+
+FROM_MEMORY = 16
+"""Multiply-adds in registers that take as long as one of numbers from memory, to memory (7 against 110 in a ns)."""
 
 
 def shares(weights: NDArray[np.int64], work: float) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ want at least 64 along the first axis and are content with 8 along the second.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -180,7 +181,7 @@ def _document_row(device: Architecture, dtype: str, D: int) -> Row:
     return Row(device, f"{dtype} {D}", tiles, 4 if narrow else 8, stages, matrix, wide_loads=False)
 
 
-def _document_specimen(dtype: str, D: int, *, listed: bool, grouped: bool) -> Specimen:
+def _document_specimen(dtype: str, D: int, *, listed: bool, grouped: bool, **others: Any) -> Specimen:
     return specimen(
         f"{dtype} {D}",
         {"bfloat16": "*bf16", "float16": "*fp16", "single": "*fp32"}[dtype],
@@ -192,7 +193,7 @@ def _document_specimen(dtype: str, D: int, *, listed: bool, grouped: bool) -> Sp
         entries="*i32" if grouped else None,
         ranges="*i32" if grouped else None,
         SINGLE=dtype == "single",
-        SHORT=True,
+        **{"SHORT": True, **others},
     )
 
 
@@ -213,12 +214,17 @@ DOCUMENTS = Kernel(
         for D in WIDTHS
         for dtype in _DTYPES
     ),
-    tuple(
-        _document_specimen(dtype, 128, listed=listed, grouped=grouped)
-        for dtype in _DTYPES
-        for listed, grouped in ((False, True), (False, False), (True, True))
-    )
-    # Listed and not grouped is what needs the most registers.
-    + tuple(_document_specimen(dtype, D, listed=True, grouped=False) for dtype in _DTYPES for D in WIDTHS),
+    (
+        *(
+            _document_specimen(dtype, 128, listed=listed, grouped=grouped)
+            for dtype in _DTYPES
+            for listed, grouped in ((False, True), (False, False), (True, True))
+        ),
+        # Listed and not grouped is what needs the most registers.
+        *(_document_specimen(dtype, D, listed=True, grouped=False) for dtype in _DTYPES for D in WIDTHS),
+        _document_specimen("bfloat16", 128, listed=True, grouped=False, SHORT=False),
+        # Blackwell must not take TF32 for these.
+        _document_specimen("single", 128, listed=False, grouped=True, query_values="*bf16"),
+    ),
 )
 """Gradients of document rows."""

@@ -232,7 +232,7 @@ def probe(scores: Tensor, nprobe: int) -> Tensor:
 
 def block_of(count: int) -> int:
     """Centroids to a block: about as many as there are blocks, so that few numbers are looked at on both levels."""
-    return max(32, triton.next_power_of_2(round(count**0.5)))
+    return max(32, 1 << (round(count**0.5) - 1).bit_length())
 
 
 @triton.jit(do_not_specialize=["K", "blocks"])

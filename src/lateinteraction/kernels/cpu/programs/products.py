@@ -66,7 +66,7 @@ class Shorts(NamedTuple):
 
     def add(self, builder: v.Builder, row: v.Value, query: v.Value, total: v.Value) -> v.Value:
         """One step of one vector."""
-        # The order of these is what LLVM knows the instruction by; multiplying even and odd lanes apart takes three times as long.
+        # LLVM knows the instruction by this order; multiplying even and odd lanes apart takes three times as long.
         pairs = v.vector(v.SHORT, 2 * v.LANES), v.vector(v.WORD, 2 * v.LANES)
         products = builder.mul(*(builder.sext(builder.bitcast(each, pairs[0]), pairs[1]) for each in (row, query)))
         halves = [v.shuffle(builder, products, range(first, 2 * v.LANES, 2)) for first in (0, 1)]
