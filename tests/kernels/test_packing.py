@@ -79,4 +79,4 @@ def test_a_list_of_documents_scores_as_the_documents_packed(rows: int, lengths: 
     expected = reference.maxsim_all_pairs(
         TokenEmbeddings(query, offsets_of([4])), TokenEmbeddings(documents, offsets_of(lengths))
     )
-    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
