@@ -15,6 +15,7 @@ export TORCH_INDEX STRICT
 
 RUN := "$(VENV)/bin/python"
 PYTEST := $(RUN) -m pytest
+ON_DEVICE := PYTHONPATH=src $(if $(wildcard $(VENV)/bin/python),"$(VENV)/bin/python","$(PYTHON)")
 
 # An interpreter named by hand is taken at its word; otherwise the environment's own, then python3, then newer ones.
 ifeq ($(origin PYTHON),file)
@@ -80,18 +81,19 @@ fix: environment-dev  ## Mend what a tool can mend: lint and format
 aot: environment-dev  ## Compile the GPU kernels for accelerators that are not here; registers, memory, instructions
 	@$(RUN) tools/ahead_of_time.py
 
-bench: environment-dev  ## Run one benchmark: CASE=name, STRICT=1; CASE=encode needs `make peers` once
+bench: environment-dev  ## Run one benchmark: CASE=name, STRICT=1; CASE=encode and kernels need `make peers` once
 	$(RUN) -m benchmarks $(CASE)
 
 peers: environment-dev  ## Compare with PyLate and sentence-transformers; installs them
 	@$(RUN) tools/peers.py
 	@$(RUN) -m benchmarks.peers
 
-gpu: environment-dev  ## Run the tests that need an accelerator
-	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch %s sees no accelerator here, so no device test can run" % torch.__version__)'
-	@$(PYTEST) -m gpu; status=$$?; \
-	if [ $$status -eq 5 ]; then echo 'error: no test is marked gpu yet; they arrive with the kernels for devices' >&2; fi; \
-	exit $$status
+# Installs nothing, since a machine with an accelerator may have no network: the environment's interpreter where there
+# is one, else PYTHON, which needs torch for the accelerator, triton, numpy, attrs, pytest, pytest-timeout and hypothesis.
+gpu:  ## Run the device tests, then the benchmarks of the accelerator; installs nothing
+	@$(ON_DEVICE) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch %s sees no accelerator here, so no device test can run" % torch.__version__)'
+	$(ON_DEVICE) -m pytest -m gpu -W default $(if $(wildcard $(VENV)/bin/python),,tests/kernels)
+	$(ON_DEVICE) -m benchmarks gpu
 
 clean:  ## Remove what was built and cached; .venv stays
 	rm -rf build dist .coverage .coverage.* coverage.xml .hypothesis .pytest_cache .ruff_cache .import_linter_cache

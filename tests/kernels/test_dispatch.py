@@ -20,8 +20,7 @@ ONE = Tokens(torch.ones(1, 2), torch.tensor([[0, 1]]), 1)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    monkeypatch.setattr(dispatch, "_installed", lambda name: name != package)
 
 
 @pytest.mark.parametrize(

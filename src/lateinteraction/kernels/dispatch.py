@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -50,10 +51,10 @@ def form_for(device: str, *dtypes: torch.dtype) -> Choice:
     if torch.float64 in dtypes:
         return Choice("eager", "torch operations: float64 has no other form")
     if device == "cuda":
-        if importlib.util.find_spec("triton") is None:
+        if not _installed("triton"):
             raise MissingForm('Triton is not installed: pip install "lateinteraction[gpu]", or force the eager form')
         return Choice("gpu", "Triton, compiled for this device")
-    if importlib.util.find_spec("numba") is None:
+    if not _installed("numba"):
         return Choice("eager", "torch operations, several times slower: numba is not installed")
     return Choice("cpu", "numba, compiled for this processor")
 
@@ -75,6 +76,12 @@ def use(form: FormName) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    """Whether a package could be imported; looked up once, for it takes longer than scoring a few documents."""
+    return importlib.util.find_spec(package) is not None
 
 
 def _known(name: str) -> FormName:

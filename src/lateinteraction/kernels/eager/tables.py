@@ -21,7 +21,7 @@ def centroid_scores(query_values: Tensor, centroids: Tensor) -> Tensor:
 def quantise_table(scores: Tensor) -> CentroidTable:
     """The table in eight bits. See `Form.quantise_table`."""
     lows = scores.amin(dim=0)
-    steps = (scores.amax(dim=0) - lows) / 255.0
+    steps = (scores.amax(dim=0) - lows) / scores.new_full((), 255.0)  # by a number, devices would multiply by 1/255
     values = torch.where(steps > 0, (scores - lows) / steps, 0)
     return CentroidTable(values.round().type(torch.uint8), steps, lows)
 
