@@ -374,6 +374,21 @@ def test_inputs_are_only_read(form: Form, seed: int) -> None:
         assert torch.equal(torch.nan_to_num(each.tokens.values), torch.nan_to_num(kept))
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_rows_of_any_size_have_a_direction(form: Form, size: float) -> None:
+    values = torch.tensor([[3.0, 4.0], [0.0, 0.0], [torch.nan, 1.0]]) * size
+    norms = form.inverse_norms(values)
+    torch.testing.assert_close(norms[0], torch.tensor(0.2 / size), rtol=1e-6, atol=0)
+    assert norms[1] == 0
+    assert norms[2].isnan()
+
+
+def test_a_centroid_of_a_token_of_nan_is_nan(form: Form) -> None:
+    values = torch.tensor([[1.0, 0.0], [torch.nan, 1.0]])
+    moved = form.kmeans_update(values, torch.tensor([0, 1], dtype=torch.int32), torch.eye(2))
+    assert moved.isnan().any(dim=1).tolist() == [False, True]
+
+
 def test_nan_gives_nan_and_only_where_it_is(form: Form) -> None:
     values = torch.ones(4, 3)
     values[2, 1] = torch.nan

@@ -101,6 +101,7 @@ def maxsim_pairs_winners(
 
 def maxsim_top_k(queries: Tokens, documents: Tokens, k: int, *, unit: bool = False) -> tuple[Tensor, Tensor]:
     """The best min(k, N) documents of each query: scores and int64 places in the spans, best first, ties: lowest."""
+    _check_count("k", k)
     return library.maxsim_top_k(*_prepared(queries, unit), *_prepared(documents, unit), k)
 
 
@@ -128,6 +129,7 @@ def xtr_all_pairs(queries: Tokens, documents: Tokens, k: int) -> Tensor:
 
     Lee et al., NeurIPS 2023, §3.1, as `domain.reference.xtr_all_pairs` words it.
     """
+    _check_count("k", k)
     return library.xtr_all_pairs(*_prepared(queries), *_prepared(documents), k)[0]
 
 
@@ -148,6 +150,7 @@ def quantise_table(scores: Tensor) -> CentroidTable:
 
 def probe(scores: Tensor, nprobe: int) -> Tensor:
     """The best min(nprobe, K) centroids of each query token, from (K, S): int64 (S, nprobe), best first."""
+    _check_count("nprobe", nprobe)
     return library.probe(scores, nprobe)
 
 
@@ -185,10 +188,16 @@ def _prepared(tokens: Tokens, unit: bool = False) -> Tokens:
     """With the scales that make unit vectors, where wanted, and in the precision of autocast on a CUDA device."""
     values = tokens.values.contiguous()
     device = values.device.type
-    if device == "cuda" and values.is_floating_point() and torch.is_autocast_enabled(device):
+    halves = values.is_floating_point() and values.dtype != torch.float64  # double precision was asked for by name
+    if device == "cuda" and halves and torch.is_autocast_enabled(device):
         values = values.type(torch.get_autocast_dtype(device))
     scales = library.inverse_norms(values.detach()) if unit else tokens.scales
     return tokens._replace(values=values, scales=scales)
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name} = {count}, where at least 1 is wanted")
 
 
 def _wants_gradient(queries: Tokens, documents: Tokens) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lateinteraction.kernels.dispatch import form_for, load
+from lateinteraction.kernels.dispatch import form_for, load, use
 from lateinteraction.kernels.form import Form
 from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, winners_dtype
 
@@ -49,12 +49,16 @@ class Operation(NamedTuple):
 def _operation(name: str, schema: str, compute: Callable[..., Result], shapes: Callable[..., Result]) -> Operation:
     """Register one: what computes it, and what it would return.
 
-    Autocast ends here: sums are float32. Results are contiguous, as tracing was told.
+    Autocast ends here: sums are float32. Operands are made contiguous, which kernels take them for (spans and pairs may
+    have any strides); results are, as tracing was told.
     """
 
     def computed(*arguments: Any) -> Result:
+        ready = [
+            each.contiguous() if isinstance(each, Tensor) and each.dtype != torch.int64 else each for each in arguments
+        ]
         with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
-            result = compute(*arguments)
+            result = compute(*ready)
         return result.contiguous() if isinstance(result, Tensor) else tuple(each.contiguous() for each in result)
 
     operator = torch.library.custom_op(f"lateinteraction::{name}", computed, mutates_args=(), schema=schema)
@@ -71,7 +75,16 @@ def _form(*tensors: Tensor) -> Form:
 
 
 def _both(arguments: Sequence[Any]) -> tuple[Tokens, Tokens]:
-    return Tokens(*arguments[:4]), Tokens(*arguments[4:8])
+    queries, documents = Tokens(*arguments[:4]), Tokens(*arguments[4:8])
+    _same_width(queries.values, documents.values)
+    return queries, documents
+
+
+def _same_width(*rows: Tensor) -> None:
+    """Kernels read rows by address, so a width that differs must not reach them."""
+    widths = [each.shape[1] for each in rows]
+    if any(width != widths[0] for width in widths):
+        raise ValueError(f"rows of {' and '.join(map(str, widths))} dimensions, where all want the same")
 
 
 def _precision(*values: Tensor) -> torch.dtype:
@@ -203,6 +216,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     queries, documents = _both(inputs)
     ctx.longest = queries.longest, documents.longest
     ctx.others = inputs[8:]
+    ctx.form = form_for(queries.values.device.type, queries.values.dtype, documents.values.dtype).form
     ctx.save_for_backward(
         queries.values, queries.spans, queries.scales, documents.values, documents.spans, documents.scales, *output[1:]
     )
@@ -224,18 +238,21 @@ def _gradients(pair: tuple[Tensor, Tensor], others: int) -> tuple[Tensor | None,
 def _all_pairs_backward(context: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     tokens, (winners,) = _saved(context)
     (unit,) = context.others
-    return _gradients(maxsim_all_pairs_gradients(*tokens, winners, upstream.contiguous(), unit), 1)
+    with use(context.form):
+        return _gradients(maxsim_all_pairs_gradients(*tokens, winners, upstream.contiguous(), unit), 1)
 
 
 def _pairs_backward(context: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     tokens, (winners,) = _saved(context)
     pairs, unit = context.others
-    return _gradients(maxsim_pairs_gradients(*tokens, pairs, winners, upstream.contiguous(), unit), 2)
+    with use(context.form):
+        return _gradients(maxsim_pairs_gradients(*tokens, pairs, winners, upstream.contiguous(), unit), 2)
 
 
 def _xtr_backward(context: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     tokens, (winners, finders) = _saved(context)
-    return _gradients(maxsim_all_pairs_gradients(*tokens, winners, upstream / finders.clamp(min=1), False), 1)
+    with use(context.form):  # in autograd's own thread, or after the block that forced the form
+        return _gradients(maxsim_all_pairs_gradients(*tokens, winners, upstream / finders.clamp(min=1), False), 1)
 
 
 maxsim_all_pairs_winners.operator.register_autograd(_all_pairs_backward, setup_context=_save)
@@ -255,6 +272,10 @@ def _table_interaction(
     document_spans: Tensor,
 ) -> Tensor:
     table = CentroidTable(values, steps, lows)
+    if (steps is None) != (lows is None) or any(
+        each.shape[0] != values.shape[1] for each in (steps, lows) if each is not None
+    ):
+        raise ValueError("steps and lows: one of each for every column of the table, or neither")
     return _form(values).centroid_interaction(table, query_spans, codes, document_spans)
 
 
@@ -264,7 +285,56 @@ def _quantised(scores: Tensor) -> tuple[Tensor, ...]:
 
 def _residual_maxsim(*arguments: Any) -> Tensor:
     queries, scores, codec = Tokens(*arguments[:4]), arguments[4], Codec(*arguments[5:8])
-    return _form(queries.values, scores).residual_maxsim(queries, scores, codec, Compressed(*arguments[8:]))
+    documents = Compressed(*arguments[8:])
+    _same_width(queries.values, codec.centroids)
+    _fits(codec, documents.codes, documents.residuals)
+    if scores.shape != (codec.centroids.shape[0], queries.values.shape[0]):
+        raise ValueError(f"scores of shape {tuple(scores.shape)}, where centroids and query rows want (K, S)")
+    if documents.inverse_norms.shape[0] != documents.codes.shape[0]:
+        raise ValueError(f"{documents.inverse_norms.shape[0]} inverse norms of {documents.codes.shape[0]} codes")
+    return _form(queries.values, scores).residual_maxsim(queries, scores, codec, documents)
+
+
+def _fits(codec: Codec, codes: Tensor, residuals: Tensor) -> None:
+    """Raise ValueError unless there is a code and a row of bytes for each token, as this codec writes them."""
+    wanted = codes.shape[0], -(-codec.centroids.shape[1] * codec.bits // 8)
+    if residuals.shape != wanted or codec.weights.shape[0] not in (2, 4, 16):
+        raise ValueError(
+            f"residuals of shape {tuple(residuals.shape)}, where codes and a codec of {codec.bits} bits want {wanted}"
+        )
+
+
+def _scores_of_centroids(values: Tensor, centroids: Tensor) -> Tensor:
+    _same_width(values, centroids)
+    return _form(values, centroids).centroid_scores(values, centroids)
+
+
+def _assigned(values: Tensor, centroids: Tensor) -> Tensor:
+    _same_width(values, centroids)
+    return _form(values, centroids).kmeans_assign(values, centroids)
+
+
+def _updated(values: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
+    _same_width(values, centroids)
+    _one_each(values, codes)
+    return _form(values, centroids).kmeans_update(values, codes, centroids)
+
+
+def _encoded(values: Tensor, codes: Tensor, *codec: Tensor) -> tuple[Tensor, Tensor]:
+    _same_width(values, codec[0])
+    _one_each(values, codes)
+    return _form(values, codec[0]).residual_encode(values, codes, Codec(*codec))
+
+
+def _decoded(centroids: Tensor, cutoffs: Tensor, weights: Tensor, codes: Tensor, residuals: Tensor) -> Tensor:
+    codec = Codec(centroids, cutoffs, weights)
+    _fits(codec, codes, residuals)
+    return _form(centroids).residual_decode(codec, codes, residuals)
+
+
+def _one_each(values: Tensor, codes: Tensor) -> None:
+    if codes.shape != values.shape[:1]:
+        raise ValueError(f"{codes.shape[0]} codes of {values.shape[0]} tokens")
 
 
 def _encoded_shapes(values: Tensor, codes: Tensor, *codec: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,7 +352,7 @@ inverse_norms = _operation(
 centroid_scores = _operation(
     "centroid_scores",
     "(Tensor query_values, Tensor centroids) -> Tensor",
-    lambda values, centroids: _form(values, centroids).centroid_scores(values, centroids),
+    _scores_of_centroids,
     lambda values, centroids: centroids.new_empty((centroids.shape[0], values.shape[0])),
 )
 quantise_table = _operation(
@@ -318,26 +388,24 @@ residual_maxsim = _operation(
 kmeans_assign = _operation(
     "kmeans_assign",
     "(Tensor values, Tensor centroids) -> Tensor",
-    lambda values, centroids: _form(values, centroids).kmeans_assign(values, centroids),
+    _assigned,
     lambda values, centroids: values.new_empty(values.shape[0], dtype=torch.int32),
 )
 kmeans_update = _operation(
     "kmeans_update",
     "(Tensor values, Tensor codes, Tensor centroids) -> Tensor",
-    lambda values, codes, centroids: _form(values, centroids).kmeans_update(values, codes, centroids),
+    _updated,
     lambda values, codes, centroids: centroids.new_empty(centroids.shape, dtype=_precision(values, centroids)),
 )
 residual_encode = _operation(
     "residual_encode",
     f"(Tensor values, Tensor codes, {_CODEC}) -> (Tensor residuals, Tensor inverse_norms)",
-    lambda values, codes, *codec: _form(values, codec[0]).residual_encode(values, codes, Codec(*codec)),
+    _encoded,
     _encoded_shapes,
 )
 residual_decode = _operation(
     "residual_decode",
     f"({_CODEC}, Tensor codes, Tensor residuals) -> Tensor",
-    lambda centroids, cutoffs, weights, codes, residuals: _form(centroids).residual_decode(
-        Codec(centroids, cutoffs, weights), codes, residuals
-    ),
+    _decoded,
     lambda centroids, cutoffs, weights, codes, residuals: centroids.new_empty((codes.shape[0], centroids.shape[1])),
 )

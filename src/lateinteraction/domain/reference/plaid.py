@@ -123,7 +123,7 @@ def kmeans_update(tokens: Floats, codes: Codes, centroids: Floats) -> Floats:
     for code in range(len(centroids)):
         total = tokens[codes == code].astype(np.float64).sum(axis=0)
         norm = np.linalg.norm(total)
-        if norm > 0:
+        if norm != 0:  # NaN gives NaN
             updated[code] = total / norm
     return updated.astype(precision_of(tokens, centroids))
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lateinteraction.kernels.cpu.blocks import COLUMNS
 from lateinteraction.kernels.cpu.compilation import Program
-from lateinteraction.kernels.cpu.given import given, readable, spans_given
+from lateinteraction.kernels.cpu.given import codes_within, given, readable, room, spans_given, spans_within
 from lateinteraction.kernels.cpu.operands import SPARE, lengths_of
 from lateinteraction.kernels.cpu.tables import Edge
 from lateinteraction.kernels.cpu.threads import run, shares
@@ -24,10 +24,12 @@ def centroid_interaction(table: CentroidTable, query_spans: Tensor, codes: Tenso
     """Approximate scores (Q, N). See `Form.centroid_interaction`."""
     quantised = table.steps is not None
     values = readable("a table", table.values, torch.uint8 if quantised else torch.float32)
-    codes = readable("codes", codes, torch.int32)
+    query_spans = spans_within(query_spans, values.shape[1])
+    document_spans = spans_within(document_spans, len(codes))
+    codes = codes_within(codes, len(values), document_spans)
     edge, tokens = Edge.of(values, COLUMNS), values.shape[1]
     steps, lows = (_spared(each) for each in (table.steps, table.lows))
-    scores = torch.empty(len(query_spans), len(document_spans))
+    scores = room(len(query_spans), len(document_spans))
     numbers = given(
         *edge.given(values),
         tokens,
@@ -39,7 +41,7 @@ def centroid_interaction(table: CentroidTable, query_spans: Tensor, codes: Tenso
     program = _SCAN_BYTES if quantised else _SCAN_FLOATS
 
     def scan(first: int, last: int) -> None:
-        maxima = torch.empty(tokens + COLUMNS + SPARE, dtype=values.dtype)
+        maxima = room(tokens + COLUMNS + SPARE, dtype=values.dtype)
         program(numbers.ctypes.data, first, last, maxima.data_ptr())
 
     lengths = lengths_of(document_spans)
@@ -50,5 +52,5 @@ def centroid_interaction(table: CentroidTable, query_spans: Tensor, codes: Tenso
 def _spared(numbers: Tensor | None) -> Tensor:
     """With room after the last one, which sums read."""
     if numbers is None:
-        return torch.empty(0)
+        return room(0)
     return torch.nn.functional.pad(readable("steps and lows", numbers, torch.float32), (0, SPARE))

@@ -7,20 +7,20 @@ from torch import Tensor
 
 from lateinteraction.kernels.cpu.blocks import ASSIGNED, PANEL
 from lateinteraction.kernels.cpu.compilation import Program
-from lateinteraction.kernels.cpu.given import FLOATS, given, readable, share
+from lateinteraction.kernels.cpu.given import FLOATS, codes_within, given, readable, room, share
 from lateinteraction.kernels.cpu.operands import kind_of
 from lateinteraction.kernels.cpu.threads import run, shares
 
 _ASSIGN = Program("kmeans", "assign", 4)
 _SORT_TOKENS = Program("kmeans", "sort_tokens", 5)
 _UPDATE = Program("kmeans", "update", 4)
-_ONE = torch.ones(1)
+_ONE = torch.ones(1, dtype=torch.float32, device="cpu")
 
 
 def kmeans_assign(values: Tensor, centroids: Tensor) -> Tensor:
     """Codes int32 (T,). See `Form.kmeans_assign`."""
     values, centroids = readable("tokens", values, *FLOATS), readable("centroids", centroids, torch.float32)
-    codes = torch.empty(len(values), dtype=torch.int32)
+    codes = room(len(values), dtype=torch.int32)
     dimension, count = values.shape[1], len(centroids)
     numbers = given(
         *_rows_given(values),
@@ -28,8 +28,8 @@ def kmeans_assign(values: Tensor, centroids: Tensor) -> Tensor:
     )
 
     def assign(first: int, last: int) -> None:
-        room = torch.empty(ASSIGNED * PANEL * (dimension + 2) + dimension)
-        _ASSIGN(numbers.ctypes.data, first, last, room.data_ptr())
+        scratch = room(ASSIGNED * PANEL * (dimension + 2) + dimension)
+        _ASSIGN(numbers.ctypes.data, first, last, scratch.data_ptr())
 
     share(assign, len(values), PANEL, float(values.numel()) * count)
     return codes
@@ -38,9 +38,9 @@ def kmeans_assign(values: Tensor, centroids: Tensor) -> Tensor:
 def kmeans_update(values: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
     """Centroids (K, D). See `Form.kmeans_update`."""
     values, centroids = readable("tokens", values, *FLOATS), readable("centroids", centroids, torch.float32)
-    codes = readable("codes", codes, torch.int32)
-    starts = torch.zeros(len(centroids) + 1, dtype=torch.int64)
-    order = torch.empty(len(values), dtype=torch.int64)
+    codes = codes_within(codes, len(centroids))
+    starts = room(len(centroids) + 1, dtype=torch.int64).zero_()
+    order = room(len(values), dtype=torch.int64)
     _SORT_TOKENS(codes.data_ptr(), len(codes), len(centroids), starts.data_ptr(), order.data_ptr())
     updated = torch.empty_like(centroids)
     numbers = given(
@@ -49,7 +49,7 @@ def kmeans_update(values: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
     )
 
     def update(first: int, last: int) -> None:
-        sums = torch.empty(values.shape[1], dtype=torch.float64)
+        sums = room(values.shape[1], dtype=torch.float64)
         _UPDATE(numbers.ctypes.data, first, last, sums.data_ptr())
 
     run(update, shares(starts.diff().numpy() + 1, _GATHER * values.numel()))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lateinteraction.kernels.cpu.compilation import Program
-from lateinteraction.kernels.cpu.given import Given, given
+from lateinteraction.kernels.cpu.given import Given, given, room, spans_within
 from lateinteraction.kernels.cpu.kinds import BFLOAT16, FLOAT16, FLOAT32, INT8
 from lateinteraction.kernels.cpu.processor import processor
 from lateinteraction.kernels.operands import Tokens
@@ -53,11 +53,6 @@ class Panels(NamedTuple):
     """The most panels that are taken at once: all, or those of the longest query."""
     given: Given
     """packed, starts, lane_scales, places, queries, most."""
-
-
-def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Memory on the host, of which nothing is said; whatever torch's defaults are."""
-    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def address(numbers: Given) -> int:
@@ -172,13 +167,10 @@ def _pack_bytes(queries: Documents, apart: bool, out: tuple[Tensor, ...]) -> Non
 
 
 def _spans_of(tokens: Tokens) -> Tensor:
-    if tokens.spans.device.type != "cpu" or tokens.spans.dtype != torch.int64:
-        raise TypeError(f"spans of {tokens.spans.dtype} on {tokens.spans.device}: this form takes int64 on the host")
-    spans, rows = tokens.spans.contiguous(), tokens.values.shape[0]
-    starts, ends = spans.numpy().T
-    # A program would read what is not there.
-    if starts.size and (starts.min() < 0 or ends.max() > rows or (starts > ends).any()):
-        raise IndexError(f"spans from {starts.min()} to {ends.max()} of {rows} rows, or one that ends before it begins")
+    spans = spans_within(tokens.spans, tokens.values.shape[0])
+    longest = int(lengths_of(spans).max(initial=0))
+    if longest > tokens.longest:  # winners have so much room, and so many bits
+        raise ValueError(f"an item of {longest} tokens, where the longest was said to have {tokens.longest}")
     return spans
 
 

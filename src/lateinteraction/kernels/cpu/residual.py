@@ -7,7 +7,17 @@ from torch import Tensor
 
 from lateinteraction.kernels.cpu.blocks import PANEL, TOKENS
 from lateinteraction.kernels.cpu.compilation import Program
-from lateinteraction.kernels.cpu.given import FLOATS, Given, given, readable, share, spans_given
+from lateinteraction.kernels.cpu.given import (
+    FLOATS,
+    Given,
+    codes_within,
+    given,
+    readable,
+    room,
+    share,
+    spans_given,
+    spans_within,
+)
 from lateinteraction.kernels.cpu.operands import SPARE, kind_of, lengths_of
 from lateinteraction.kernels.cpu.tables import Edge, panels_of_rows
 from lateinteraction.kernels.cpu.threads import run, shares
@@ -23,34 +33,36 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
     kind_of(queries.values)  # refuses what the form cannot compute
     panels = panels_of_rows(queries.values.detach(), queries.scales)
     table = readable("scores", scores, torch.float32)
-    codes = readable("codes", documents.codes, torch.int32)
+    query_spans = spans_within(queries.spans, queries.values.shape[0])
+    spans = spans_within(documents.spans, len(documents.codes))
+    codes = codes_within(documents.codes, len(table), spans)
     residuals = readable("residuals", documents.residuals, torch.uint8)
     norms = readable("inverse norms", documents.inverse_norms, torch.float32, torch.float16)
     edge, weights = Edge.of(table, PANEL), _weights_of(codec)
-    result = torch.empty(len(queries.spans), len(documents.spans))
+    result = room(len(queries.spans), len(documents.spans))
     numbers = given(
         *_codec_given(codec, weights),
         *(each.data_ptr() for each in (codes, residuals, norms)),
         kind_of(norms),
-        *spans_given(documents.spans),
+        *spans_given(spans),
         len(panels),
         panels.shape[1],
         panels.data_ptr(),
         table.shape[1],
         *edge.given(table),
-        *spans_given(queries.spans),
+        *spans_given(query_spans),
         result.data_ptr(),
     )
     row = residuals.shape[1] * 8 // codec.bits
 
     def score(first: int, last: int) -> None:
-        decoded, tile = torch.empty(TOKENS, row), torch.empty(TOKENS, PANEL)
-        own_codes, own_norms = torch.empty(TOKENS, dtype=torch.int32), torch.empty(TOKENS)
-        ends, owners = torch.empty(2, TOKENS, dtype=torch.int64)
-        maxima = torch.empty(TOKENS * len(panels) * PANEL + SPARE)
+        decoded, tile = room(TOKENS, row), room(TOKENS, PANEL)
+        own_codes, own_norms = room(TOKENS, dtype=torch.int32), room(TOKENS)
+        ends, owners = room(2, TOKENS, dtype=torch.int64)
+        maxima = room(TOKENS * len(panels) * PANEL + SPARE)
         places = (each.data_ptr() for each in (own_codes, own_norms, ends, owners, maxima, tile))
-        room = given(decoded.data_ptr(), 4 * row, *places)
-        _MAXSIM(numbers.ctypes.data, first, last, room.ctypes.data)
+        scratch = given(decoded.data_ptr(), 4 * row, *places)
+        _MAXSIM(numbers.ctypes.data, first, last, scratch.ctypes.data)
 
     lengths = lengths_of(documents.spans)
     run(score, shares(lengths, float(lengths.sum()) * panels.numel()))
@@ -59,12 +71,12 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
 
 def residual_encode(values: Tensor, codes: Tensor, codec: Codec) -> tuple[Tensor, Tensor]:
     """Residuals (T, B) and inverse norms (T,). See `Form.residual_encode`."""
-    values, codes = readable("tokens", values, *FLOATS), readable("codes", codes, torch.int32)
+    values, codes = readable("tokens", values, *FLOATS), codes_within(codes, len(codec.centroids))
     cutoffs = readable("cutoffs", codec.cutoffs, torch.float32)
     centroids, weights = _centroids(codec), _weights_of(codec)
     sizes = _codec_given(codec, weights)
-    residuals = torch.empty(len(values), sizes[1], dtype=torch.uint8)
-    inverse_norms = torch.empty(len(values))
+    residuals = room(len(values), sizes[1], dtype=torch.uint8)
+    inverse_norms = room(len(values))
     dimension = values.shape[1]
     numbers = given(
         *sizes,
@@ -78,10 +90,10 @@ def residual_encode(values: Tensor, codes: Tensor, codec: Codec) -> tuple[Tensor
 
 def residual_decode(codec: Codec, codes: Tensor, residuals: Tensor) -> Tensor:
     """Unit vectors (T, D). See `Form.residual_decode`."""
-    codes, residuals = readable("codes", codes, torch.int32), readable("residuals", residuals, torch.uint8)
+    codes, residuals = codes_within(codes, len(codec.centroids)), readable("residuals", residuals, torch.uint8)
     centroids, weights = _centroids(codec), _weights_of(codec)
     sizes, dimension = _codec_given(codec, weights), centroids.shape[1]
-    tokens = torch.empty(len(codes), dimension)
+    tokens = room(len(codes), dimension)
     places = codes.data_ptr(), residuals.data_ptr(), tokens.data_ptr()
     numbers = given(*sizes, centroids.data_ptr(), dimension, *places)
     _share_tokens(_DECODE, numbers, len(codes), sizes)
@@ -94,8 +106,8 @@ def _share_tokens(program: Program, numbers: Given, tokens: int, sizes: tuple[in
     padded = token_bytes * 8 // bits + SPARE
 
     def convert(first: int, last: int) -> None:
-        room = torch.empty(5 * padded, dtype=torch.uint8)
-        program(numbers.ctypes.data, first, last, room.data_ptr())
+        scratch = room(5 * padded, dtype=torch.uint8)
+        program(numbers.ctypes.data, first, last, scratch.data_ptr())
 
     share(convert, tokens, 1024, _CONVERT * tokens * padded)
 
@@ -108,7 +120,10 @@ def _centroids(codec: Codec) -> Tensor:
     return readable("centroids", codec.centroids, torch.float32)
 
 
-_BUCKETS = {bits: torch.arange(256)[:, None] >> torch.arange(0, 8, bits) & (2**bits - 1) for bits in (1, 2, 4)}
+_BUCKETS = {
+    bits: torch.arange(256, device="cpu")[:, None] >> torch.arange(0, 8, bits, device="cpu") & (2**bits - 1)
+    for bits in (1, 2, 4)
+}
 """The buckets (256, 8 / bits) of the dimensions in each byte."""
 
 

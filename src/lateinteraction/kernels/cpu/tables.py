@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lateinteraction.kernels.cpu.blocks import CENTROIDS, PANEL
 from lateinteraction.kernels.cpu.compilation import Program
-from lateinteraction.kernels.cpu.given import FLOATS, given, readable, share
+from lateinteraction.kernels.cpu.given import FLOATS, given, readable, room, share
 from lateinteraction.kernels.cpu.processor import processor
 from lateinteraction.kernels.operands import CentroidTable
 
@@ -24,12 +24,12 @@ def centroid_scores(query_values: Tensor, centroids: Tensor) -> Tensor:
     """The table (K, S). See `Form.centroid_scores`."""
     centroids = readable("centroids", centroids, torch.float32)
     panels = panels_of_rows(readable("query tokens", query_values, *FLOATS))
-    table = torch.empty(len(centroids), len(query_values))
+    table = room(len(centroids), len(query_values))
     K, S = table.shape
     numbers = given(centroids.data_ptr(), centroids.shape[1], panels.data_ptr(), S, table.data_ptr())
 
     def score(first: int, last: int) -> None:
-        tile = torch.empty(processor().rows, PANEL)
+        tile = room(processor().rows, PANEL)
         _SCORES(numbers.ctypes.data, first, last, tile.data_ptr())
 
     share(score, K, CENTROIDS, float(panels.numel()) * K)
@@ -43,7 +43,7 @@ def quantise_table(scores: Tensor) -> CentroidTable:
     found: list[Tensor] = []
 
     def look(first: int, last: int) -> None:
-        extremes = torch.empty(2, S)
+        extremes = room(2, S)
         _EXTREMES(numbers.ctypes.data, first, last, extremes.data_ptr())
         found.append(extremes)
 
@@ -52,7 +52,7 @@ def quantise_table(scores: Tensor) -> CentroidTable:
     extremes = torch.stack(found)
     lows = extremes[:, 0].amin(dim=0)
     steps = (extremes[:, 1].amax(dim=0) - lows) / 255.0
-    values = torch.empty(K, S, dtype=torch.uint8)
+    values = room(K, S, dtype=torch.uint8)
     numbers = given(scores.data_ptr(), S, lows.data_ptr(), steps.data_ptr(), values.data_ptr())
     share(lambda first, last: _QUANTISE(numbers.ctypes.data, first, last), K, CENTROIDS, _PASS * scores.numel())
     return CentroidTable(values, steps, lows)
@@ -67,16 +67,16 @@ def probe(scores: Tensor, nprobe: int) -> Tensor:
     scores = readable("a table", scores, torch.float32)
     K, S = scores.shape
     wanted = min(nprobe, K)
-    maxima = torch.empty(-(-K // CENTROIDS), S)
-    chosen = torch.empty(S, wanted, dtype=torch.int64)
+    maxima = room(-(-K // CENTROIDS), S)
+    chosen = room(S, wanted, dtype=torch.int64)
     numbers = given(scores.data_ptr(), K, S, maxima.data_ptr())
     blocks = len(maxima)
     share(lambda first, last: _BLOCK_MAXIMA(numbers.ctypes.data, first, last), blocks, 1, _PASS * scores.numel())
     searched = given(scores.data_ptr(), K, S, maxima.data_ptr(), wanted, chosen.data_ptr())
 
     def search(first: int, last: int) -> None:
-        room = torch.empty(max(1, 2 * wanted), dtype=torch.int64)
-        _BEST(searched.ctypes.data, first, last, room.data_ptr())
+        scratch = room(max(1, 2 * wanted), dtype=torch.int64)
+        _BEST(searched.ctypes.data, first, last, scratch.data_ptr())
 
     share(search, S, 1, _VISIT * S * (blocks + min(wanted, blocks) * CENTROIDS))
     return chosen

@@ -82,8 +82,16 @@ def _through_scales(tokens: Tokens, gradient: Tensor, unit: bool) -> Tensor:
     if unit:
         unit_vectors = _effective(tokens)
         gradient = gradient - (gradient * unit_vectors).sum(dim=1, keepdim=True) * unit_vectors
-        gradient = torch.where(tokens.scales[:, None] > 0, gradient, 0)  # NaN in a row that no span names stays there
-    return (gradient * tokens.scales[:, None]).type(tokens.values.dtype)
+    gradient = gradient * tokens.scales[:, None]
+    return torch.where(_named(tokens)[:, None], gradient, 0).type(tokens.values.dtype)
+
+
+def _named(tokens: Tokens) -> Tensor:
+    """Which rows (R,) any span names. What others hold, NaN for one, is nobody's."""
+    named = torch.zeros(tokens.values.shape[0], dtype=torch.bool, device=tokens.values.device)
+    for start, end in on_host(tokens.spans):
+        named[start:end] = True
+    return named
 
 
 def _zeros(tokens: Tokens, others: Tokens) -> Tensor:

@@ -25,4 +25,4 @@ def kmeans_update(values: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
     own = values.index_select(0, order).type(precision_of(values, centroids))
     sums = torch.segment_reduce(own, "sum", lengths=counts, axis=0, initial=0)
     inverse = inverse_norms(sums)[:, None]
-    return torch.where(inverse > 0, sums * inverse, centroids)
+    return torch.where(inverse == 0, centroids, sums * inverse)

@@ -89,8 +89,8 @@ def maxsim_top_k(queries: Tokens, documents: Tokens, k: int) -> tuple[Tensor, Te
 
 def inverse_norms(values: Tensor) -> Tensor:
     """1 / ‖row‖. See `Form.inverse_norms`."""
-    norms = torch.linalg.vector_norm(values.type(precision_of(values)), dim=1)
-    return torch.where(norms > 0, 1 / norms, 0)
+    norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)  # squares of float32 exceed its range
+    return torch.where(norms == 0, 0, 1 / norms).type(precision_of(values))
 
 
 def similarities(queries: Tokens, documents: Tokens, chunk: Chunk) -> Tensor:

@@ -15,11 +15,12 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
     spans = on_host(queries.spans)
     rows = rows_per_chunk(queries.values.shape[0])
     values = queries.values.type(precision_of(queries.values, codec.centroids))
+    values = values if queries.scales is None else values * queries.scales[:, None]
     columns = [values.new_empty((len(spans), 0))]
     for chunk in chunks(on_host(documents.spans), rows):
         best: Tensor | None = None
         for piece in chunk.pieces(rows):
-            residuals = _weights_of(codec, piece.rows_of(documents.residuals))
+            residuals = _weights_of(codec, piece.rows_of(documents.residuals)).type(values.dtype)
             table = scores.index_select(0, piece.rows_of(documents.codes)) + residuals @ values.mT
             table = table * piece.rows_of(documents.inverse_norms).type(table.dtype)[:, None]
             found = maxima(table, piece.lengths, -torch.inf)

@@ -286,8 +286,8 @@ def _moved_centroids(
     norm = tl.sqrt_rn(tl.sum(sums * sums, axis=0))
     d = tl.arange(0, BLOCK_D)
     before = tl.load(centroids + centroid * D + d, mask=d < D, other=0.0)
-    after = tl.div_rn(sums, tl.where(norm > 0, norm, 1.0) + tl.zeros((BLOCK_D,), tl.float32))
-    tl.store(moved + centroid * D + d, tl.where(norm > 0, after, before), mask=d < D)
+    after = tl.div_rn(sums, tl.where(norm == 0, 1.0, norm) + tl.zeros((BLOCK_D,), tl.float32))
+    tl.store(moved + centroid * D + d, tl.where(norm == 0, before, after), mask=d < D)
 
 
 MOVED_CENTROIDS = Kernel(

@@ -38,10 +38,14 @@ def before_normalisation(gradients, values, scales):
 def _inverse_norms(values, norms, R, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr):
     rows = tl.cast(tl.program_id(0), tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     entries = tl.cast(load_rows(values, tl.minimum(rows, R - 1), 0, D, BLOCK_D), tl.float32)
+    # Powers of two bring what is very large or small to where its squares have room; nothing is rounded by them.
+    largest = tl.max(tl.abs(entries), axis=1)
+    factor = tl.where(largest > 1e15, 2.0**-64, tl.where(largest < 1e-15, 2.0**64, 1.0))
+    entries = entries * factor[:, None]
     squares = tl.sum(entries * entries, axis=1)
     # Both correctly rounded: the quick ones differ from what the host would say.
     inverse = tl.div_rn(tl.full((BLOCK_R,), 1.0, tl.float32), tl.sqrt_rn(tl.where(squares == 0, 1.0, squares)))
-    tl.store(norms + rows, tl.where(squares == 0, 0.0, inverse), mask=rows < R)
+    tl.store(norms + rows, tl.where(squares == 0, 0.0, inverse * factor), mask=rows < R)
 
 
 def ceil_div(count: int, size: int) -> int:
