@@ -92,8 +92,8 @@ peers: environment-dev  ## Compare with PyLate and sentence-transformers; instal
 # is one, else PYTHON, which needs torch for the accelerator, triton, numpy, attrs, pytest, pytest-timeout and hypothesis.
 gpu:  ## Run the device tests, then the benchmarks of the accelerator; installs nothing
 	@$(ON_DEVICE) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch %s sees no accelerator here, so no device test can run" % torch.__version__)'
-	$(ON_DEVICE) -m pytest -m gpu -W default $(if $(wildcard $(VENV)/bin/python),,tests/kernels)
-	$(ON_DEVICE) -m benchmarks gpu
+	@$(ON_DEVICE) -m pytest -m gpu -W default $(if $(wildcard $(VENV)/bin/python),,tests/kernels); tests=$$?; \
+	$(ON_DEVICE) -m benchmarks gpu && exit $$tests
 
 clean:  ## Remove what was built and cached; .venv stays
 	rm -rf build dist .coverage .coverage.* coverage.xml .hypothesis .pytest_cache .ruff_cache .import_linter_cache

@@ -111,15 +111,15 @@ def maxsim_listed(queries: Tokens, documents: Sequence[Tensor]) -> Tensor:
     What was packed stays in cache; packing the whole list first would write all of it to fresh memory, which costs
     more than scoring it.
     """
+    ends = torch.tensor([0, *map(len, documents)]).cumsum(0)
     columns: list[Tensor] = []
     first = 0
     while first < len(documents):
-        lengths = [len(documents[first])]
-        while first + len(lengths) < len(documents) and sum(lengths) < ROWS_PER_LIST:
-            lengths.append(len(documents[first + len(lengths)]))
-        last = first + len(lengths)
-        offsets = torch.tensor([0, *lengths]).cumsum(0)
-        columns.append(maxsim_all_pairs(queries, packed(torch.cat(list(documents[first:last])), offsets, max(lengths))))
+        fitting = int(torch.searchsorted(ends, ends[first] + ROWS_PER_LIST, right=True)) - 1
+        last = max(fitting, first + 1)
+        offsets = ends[first : last + 1] - ends[first]
+        longest = int(offsets.diff().max())
+        columns.append(maxsim_all_pairs(queries, packed(torch.cat(list(documents[first:last])), offsets, longest)))
         first = last
     return torch.cat(columns, dim=1) if columns else queries.values.new_empty((queries.spans.shape[0], 0)).float()
 

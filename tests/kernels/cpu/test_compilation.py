@@ -134,6 +134,23 @@ def test_nothing_is_kept_of_sources_that_cannot_be_read(store: Store, tmp_path: 
     assert unknown.read() is None
 
 
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's")
+def test_what_somebody_else_could_have_written_is_not_executed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = store.write(CODE)
+    assert path is not None
+    assert path.stat().st_mode & 0o777 == 0o644  # whoever may read the sources may read what is made of them
+    path.chmod(0o664)
+    assert store.read() is None
+    assert "somebody else" in caplog.text
+    path.chmod(0o644)
+    assert store.read() == CODE
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+        assert store.read() is None
+
+
 @pytest.mark.parametrize("keep", [0, 10, 40, -1])
 def test_damage_is_seen_and_mended(store: Store, keep: int, caplog: pytest.LogCaptureFixture) -> None:
     path = store.write(CODE)

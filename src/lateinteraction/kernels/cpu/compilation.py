@@ -99,7 +99,11 @@ class Store(NamedTuple):
         """What is stored, if it is there and whole."""
         for path in self._paths():
             with contextlib.suppress(OSError):
-                if (found := _parse(path.read_bytes())) is not None:
+                stored = _read_trusted(path)
+                if stored is None:
+                    logger.warning("%s could have been written by somebody else, and is not used", path)
+                    continue
+                if (found := _parse(stored)) is not None:
                     return found
                 logger.warning("%s is damaged and will be compiled anew", path)
         return None
@@ -108,7 +112,7 @@ class Store(NamedTuple):
         """Store it in the first folder that takes it, in place of what was made of other sources; or nowhere."""
         for path in self._paths():
             with contextlib.suppress(OSError):
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 _replace(path, _format(machine_code))
                 for other in path.parent.glob(f"{self.stem}-*.program"):
                     if other != path:
@@ -176,12 +180,27 @@ def _parse(stored: bytes) -> MachineCode | None:
     return MachineCode(symbol.decode(), code)
 
 
+def _read_trusted(path: Path) -> bytes | None:
+    """The file's content, unless somebody could have written it who could not have written the sources.
+
+    What is stored will be executed, and anybody can compute a checksum. So the file belongs to who runs this, to who
+    owns the sources or to the administrator, and nobody else may write to it.
+    """
+    with path.open("rb") as file:
+        if os.name == "posix":
+            status = os.fstat(file.fileno())
+            if status.st_uid not in (os.geteuid(), _SOURCES.stat().st_uid, 0) or status.st_mode & 0o022:
+                return None
+        return file.read()
+
+
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file that others see whole or not at all."""
+    """Write a file that others see whole or not at all, may read, and may not change."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
         try:
             file.write(content)
             file.close()
+            Path(file.name).chmod(0o644)
             Path(file.name).replace(path)
         except OSError:
             Path(file.name).unlink(missing_ok=True)
