@@ -69,7 +69,8 @@ def use(form: FormName) -> Iterator[None]:
     """Every call inside, in this thread or task, is computed by this form; `LATEINTERACTION_KERNELS` is overruled.
 
     Raises:
-        MissingForm: there is no such form. A call with inputs that the form cannot compute raises the same.
+        MissingForm: there is no such form. A call on a device that it does not know raises the same; one with a
+            precision that it cannot compute, TypeError.
     """
     token = _forced.set(_known(form))
     try:

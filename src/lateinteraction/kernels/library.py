@@ -340,7 +340,7 @@ def _one_each(values: Tensor, codes: Tensor) -> None:
 def _encoded_shapes(values: Tensor, codes: Tensor, *codec: Tensor) -> tuple[Tensor, Tensor]:
     width = -(-values.shape[1] * Codec(*codec).bits // 8)
     residuals = values.new_empty((values.shape[0], width), dtype=torch.uint8)
-    return residuals, values.new_empty(values.shape[0], dtype=_precision(values, codec[0]))
+    return residuals, values.new_empty(values.shape[0], dtype=_precision(codec[0]))
 
 
 inverse_norms = _operation(
