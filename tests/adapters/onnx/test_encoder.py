@@ -153,7 +153,8 @@ assert len(next(encoder.stream_documents([Document(DocumentId("1"), "late")])).e
 print(*{name.partition(".")[0] for name in sys.modules})
 """
 SHORT_OF_MEMORY = """
-import resource, sys
+import os, resource, sys
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would take address space, and abort where there is none
 from lateinteraction.adapters.encoding.encoder import EncodingOptions
 from lateinteraction.adapters.onnx.encoder import OnnxEncoder, OnnxOptions
 from lateinteraction.domain.text import Document, DocumentId
