@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lateinteraction import kernels
+from lateinteraction.kernels import library
 from lateinteraction.kernels.dispatch import FormName
 from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens
 
@@ -51,6 +52,23 @@ MISFITS: dict[str, Callable[[], object]] = {
 def test_what_does_not_fit_is_refused(form: FormName, what: str) -> None:
     with pytest.raises(ValueError, match=r"\d|neither"):
         MISFITS[what]()
+
+
+def test_narrow_spans_are_refused(form: FormName) -> None:
+    """Addresses would be computed in as many bits."""
+    with pytest.raises(TypeError, match="int64"):
+        kernels.maxsim_all_pairs(TOKENS, TOKENS._replace(spans=TOKENS.spans.int()))
+
+
+def test_winners_and_gradients_of_other_scores_are_refused(form: FormName) -> None:
+    winners = torch.zeros(6, 2, dtype=torch.int16)
+    for wrong, upstream in ((winners[1:], torch.ones(2, 2)), (winners, torch.ones(2, 1))):
+        with pytest.raises(ValueError, match=r"of .* scores"):
+            library.maxsim_all_pairs_gradients(*TOKENS, *TOKENS, wrong, upstream, False)
+    pairs = torch.tensor([[0, 1]])
+    for wrong, upstream in ((winners[:1], torch.ones(1)), (winners[:1, :1].expand(1, 4), torch.ones(2))):
+        with pytest.raises(ValueError, match="of 1 pairs"):
+            library.maxsim_pairs_gradients(*TOKENS, *TOKENS, pairs, wrong, upstream, False)
 
 
 BEYOND: dict[str, Callable[[torch.Tensor], object]] = {

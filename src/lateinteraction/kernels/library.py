@@ -77,6 +77,8 @@ def _form(*tensors: Tensor) -> Form:
 def _both(arguments: Sequence[Any]) -> tuple[Tokens, Tokens]:
     queries, documents = Tokens(*arguments[:4]), Tokens(*arguments[4:8])
     _same_width(queries.values, documents.values)
+    if queries.spans.dtype != torch.int64 or documents.spans.dtype != torch.int64:
+        raise TypeError(f"spans of {queries.spans.dtype} and {documents.spans.dtype}, where int64 is wanted")
     return queries, documents
 
 
@@ -117,6 +119,9 @@ def _all_pairs_winners(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _all_pairs_gradients(*arguments: Any) -> tuple[Tensor, Tensor]:
     queries, documents = _both(arguments)
     winners, upstream, unit = arguments[8:]
+    counts = queries.spans.shape[0], documents.spans.shape[0]
+    if winners.shape != (queries.values.shape[0], counts[1]) or upstream.shape != counts:
+        raise ValueError(f"winners {tuple(winners.shape)} and upstream {tuple(upstream.shape)} of {counts} scores")
     form = _form(queries.values, documents.values)
     return form.maxsim_all_pairs_gradients(queries, documents, winners, upstream, unit=unit)
 
@@ -134,6 +139,8 @@ def _pairs_winners(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _pairs_gradients(*arguments: Any) -> tuple[Tensor, Tensor]:
     queries, documents = _both(arguments)
     pairs, winners, upstream, unit = arguments[8:]
+    if winners.shape != (pairs.shape[0], queries.longest) or upstream.shape != pairs.shape[:1]:
+        raise ValueError(f"winners {tuple(winners.shape)} and upstream {tuple(upstream.shape)} of {len(pairs)} pairs")
     form = _form(queries.values, documents.values)
     return form.maxsim_pairs_gradients(queries, documents, pairs, winners, upstream, unit=unit)
 
@@ -170,7 +177,7 @@ def _xtr_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _gradient_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
     queries, documents = _both(arguments)
-    return tuple(each.values.new_empty(each.values.shape) for each in (queries, documents))  # type: ignore[return-value]
+    return queries.values.new_empty(queries.values.shape), documents.values.new_empty(documents.values.shape)
 
 
 maxsim_all_pairs = _operation(

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lateinteraction.kernels.gpu.buckets import choose
-from lateinteraction.kernels.gpu.configurations import Architecture, Kernel, Row, Specimen, ceiling, device_of, launch
+from lateinteraction.kernels.gpu.configurations import Architecture, Kernel, Row, Specimen, ceil_div, device_of, launch
 from lateinteraction.kernels.gpu.normalisation import padded
 from lateinteraction.kernels.gpu.tables import FLOATS
 from lateinteraction.kernels.gpu.tiles import load_rows
@@ -65,7 +65,7 @@ def _launch(kernel: Kernel, device: torch.device, codec: Codec, codes: Tensor, o
         "BLOCK_D": padded(dimension),
     }
     regime = "narrow" if shared["BLOCK_D"] <= NARROW else "wide"
-    launch(kernel, device, regime, ceiling(count, kernel.tile(device, regime, "BLOCK_T")), {**own, **shared})
+    launch(kernel, device, regime, ceil_div(count, kernel.tile(device, regime, "BLOCK_T")), {**own, **shared})
 
 
 NARROW = 256

@@ -93,11 +93,6 @@ class Kernel(NamedTuple):
         return self.row(architecture_of(device), regime).tiles[name]
 
 
-def ceiling(count: int, block: int) -> int:
-    """How many blocks hold so many."""
-    return -(-count // block)
-
-
 def launch(kernel: Kernel, device: torch.device, regime: str, programs: int, arguments: Mapping[str, Any]) -> None:
     """Run so many programs of a kernel on a device; none at all for 0.
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lateinteraction.kernels.gpu.configurations import device_of, launch, tensors_of
+from lateinteraction.kernels.gpu.configurations import ceil_div, device_of, launch, tensors_of
 from lateinteraction.kernels.gpu.gathering import QUERIES
 from lateinteraction.kernels.gpu.grouping import (
     Groups,
@@ -23,7 +23,7 @@ from lateinteraction.kernels.gpu.grouping import (
     winners_by_document,
     winners_by_listing,
 )
-from lateinteraction.kernels.gpu.normalisation import ceil_div, check_floats, padded, width
+from lateinteraction.kernels.gpu.normalisation import check_floats, padded, width
 from lateinteraction.kernels.gpu.scattering import DOCUMENTS
 from lateinteraction.kernels.operands import Tokens
 

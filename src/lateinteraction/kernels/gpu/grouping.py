@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lateinteraction.kernels.gpu.configurations import Kernel, Row, Specimen, launch
-from lateinteraction.kernels.gpu.normalisation import DEVICES, ceil_div
+from lateinteraction.kernels.gpu.configurations import Kernel, Row, Specimen, ceil_div, launch
+from lateinteraction.kernels.gpu.normalisation import DEVICES
 from lateinteraction.kernels.operands import Tokens
 
 

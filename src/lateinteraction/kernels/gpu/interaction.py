@@ -13,7 +13,7 @@ from lateinteraction.kernels.gpu.configurations import (
     Row,
     Specimen,
     architecture_of,
-    ceiling,
+    ceil_div,
     device_of,
     launch,
 )
@@ -87,7 +87,7 @@ def centroid_interaction(table: CentroidTable, query_spans: Tensor, codes: Tenso
     unit = unit_of(tokens)
     regime = _REGIMES[values.dtype] if unit == ALIGNED else f"ragged {_REGIMES[values.dtype]}"
     row = CENTROID_MAXIMA.row(architecture_of(device), regime).tiles
-    tiles = ceiling(tokens, row["BLOCK_N"])
+    tiles = ceil_div(tokens, row["BLOCK_N"])
 
     def write_maxima(maxima: Tensor, spans: Tensor) -> None:
         count = documents_per_program(len(spans), tiles, row["GROUP"])
@@ -105,7 +105,7 @@ def centroid_interaction(table: CentroidTable, query_spans: Tensor, codes: Tenso
             "count": count,
             "UNIT": unit,
         }
-        launch(CENTROID_MAXIMA, device, regime, ceiling(len(spans), count) * tiles, arguments)
+        launch(CENTROID_MAXIMA, device, regime, ceil_div(len(spans), count) * tiles, arguments)
 
     return sum_per_query(write_maxima, query_spans, document_spans, tokens)
 

@@ -13,7 +13,7 @@ from lateinteraction.kernels.gpu.configurations import (
     MatrixInstruction,
     Row,
     Specimen,
-    ceiling,
+    ceil_div,
     device_of,
     launch,
 )
@@ -37,7 +37,7 @@ def kmeans_assign(values: Tensor, centroids: Tensor) -> Tensor:
     (count, dimension), clusters = values.shape, centroids.shape[0]
     regime = _REGIMES[values.dtype]
     block_t, block_k = (NEAREST_CENTROIDS.tile(device, regime, name) for name in ("BLOCK_T", "BLOCK_K"))
-    blocks = ceiling(count, block_t)
+    blocks = ceil_div(count, block_t)
     ranges = max(1, min(ENOUGH_PROGRAMS // max(1, blocks), clusters // (FEWEST_TILES * block_k)))
     best = centroids.new_empty((ranges, count))
     places = centroids.new_empty((ranges, count), dtype=torch.int32)
@@ -162,7 +162,7 @@ def _best_range(best: Tensor, places: Tensor) -> Tensor:
     ranges, count = best.shape
     codes = torch.empty_like(places[0])
     arguments = {"best": best, "places": places, "codes": codes, "T": count, "ranges": ranges}
-    programs = ceiling(count, BEST_OF_RANGES.tile(best.device, "any", "BLOCK_T"))
+    programs = ceil_div(count, BEST_OF_RANGES.tile(best.device, "any", "BLOCK_T"))
     launch(BEST_OF_RANGES, best.device, "any", programs, arguments)
     return codes
 

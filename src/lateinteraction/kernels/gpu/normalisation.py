@@ -12,6 +12,7 @@ from lateinteraction.kernels.gpu.configurations import (
     Kernel,
     Row,
     Specimen,
+    ceil_div,
     device_of,
     launch,
 )
@@ -46,11 +47,6 @@ def _inverse_norms(values, norms, R, D: tl.constexpr, BLOCK_D: tl.constexpr, BLO
     # Both correctly rounded: the quick ones differ from what the host would say.
     inverse = tl.div_rn(tl.full((BLOCK_R,), 1.0, tl.float32), tl.sqrt_rn(tl.where(squares == 0, 1.0, squares)))
     tl.store(norms + rows, tl.where(squares == 0, 0.0, inverse * factor), mask=rows < R)
-
-
-def ceil_div(count: int, size: int) -> int:
-    """How many pieces of a size hold so many things."""
-    return -(-count // size)
 
 
 def padded(D: int) -> int:

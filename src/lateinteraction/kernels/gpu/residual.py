@@ -20,7 +20,7 @@ from lateinteraction.kernels.gpu.configurations import (
     Row,
     Specimen,
     architecture_of,
-    ceiling,
+    ceil_div,
     device_of,
     launch,
     precision_of,
@@ -142,7 +142,7 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
     words = documents.residuals if width == 1 else documents.residuals.view(torch.int16)
     regime = f"{bits} bits, {_queries(precision, *values.shape)}"
     row = RESIDUAL_MAXIMA.row(architecture_of(device), regime).tiles
-    tiles = ceiling(tokens, row["BLOCK_N"])
+    tiles = ceil_div(tokens, row["BLOCK_N"])
 
     def write_maxima(maxima: Tensor, spans: Tensor) -> None:
         count = documents_per_program(len(spans), tiles, row["GROUP"])
@@ -166,7 +166,7 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
             "BITS": bits,
             "WIDTH": width,
         }
-        launch(RESIDUAL_MAXIMA, device, regime, ceiling(len(spans), count) * tiles, arguments)
+        launch(RESIDUAL_MAXIMA, device, regime, ceil_div(len(spans), count) * tiles, arguments)
 
     return sum_per_query(write_maxima, queries.spans, documents.spans, tokens)
 

@@ -13,7 +13,7 @@ from lateinteraction.kernels.gpu.configurations import (
     Kernel,
     Row,
     Specimen,
-    ceiling,
+    ceil_div,
     device_of,
     launch,
 )
@@ -59,7 +59,7 @@ def centroid_scores(query_values: Tensor, centroids: Tensor) -> Tensor:
         "S": tokens,
         "D": dimension,
     }
-    launch(CENTROID_SCORES, device, regime, ceiling(count, block_k) * ceiling(tokens, block_s), arguments)
+    launch(CENTROID_SCORES, device, regime, ceil_div(count, block_k) * ceil_div(tokens, block_s), arguments)
     return scores
 
 
@@ -144,7 +144,7 @@ def quantise_table(scores: Tensor) -> CentroidTable:
         "K": count,
         "S": tokens,
     }
-    launch(QUANTISED_TABLE, device, "table", ceiling(count, block_k) * ceiling(tokens, block_s), arguments)
+    launch(QUANTISED_TABLE, device, "table", ceil_div(count, block_k) * ceil_div(tokens, block_s), arguments)
     return CentroidTable(values, steps, lows)
 
 
@@ -215,11 +215,11 @@ def probe(scores: Tensor, nprobe: int) -> Tensor:
     count, tokens = scores.shape
     nprobe = min(nprobe, count)
     block = block_of(count) if nprobe <= MOST_ROUNDS else 1
-    blocks = ceiling(count, block)
+    blocks = ceil_div(count, block)
     best = scores.new_empty((tokens, blocks), dtype=torch.int64)
     regime = "blocks" if block > 1 else "all"
     block_k, block_s = (BEST_OF_BLOCKS.tile(device, regime, name) for name in ("BLOCK_K", "BLOCK_S"))
-    programs = ceiling(count, max(block, block_k)) * ceiling(tokens, block_s)
+    programs = ceil_div(count, max(block, block_k)) * ceil_div(tokens, block_s)
     sizes = {"K": count, "S": tokens, "blocks": blocks, "BLOCK": block}
     launch(BEST_OF_BLOCKS, device, regime, programs, {"scores": scores, "best": best, **sizes})
     if block == 1:

@@ -21,6 +21,7 @@ from lateinteraction.kernels.gpu.configurations import (
     MatrixInstruction,
     Row,
     Specimen,
+    ceil_div,
     device_of,
     launch,
     precision_of,
@@ -28,7 +29,7 @@ from lateinteraction.kernels.gpu.configurations import (
 )
 from lateinteraction.kernels.gpu.grouping import owners_of
 from lateinteraction.kernels.gpu.keys import LEAST, as_keys, scores_and_places
-from lateinteraction.kernels.gpu.normalisation import DEVICES, ceil_div
+from lateinteraction.kernels.gpu.normalisation import DEVICES
 from lateinteraction.kernels.gpu.tiles import add_products, as_floats, load_rows, no_products, tile_width
 from lateinteraction.kernels.operands import Tokens, winners_dtype
 
