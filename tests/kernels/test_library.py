@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lateinteraction import kernels
 from lateinteraction.kernels import library
@@ -71,6 +73,34 @@ SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "residual_encode": lambda: (DOCUMENTS.values.detach(), CODES, *CODEC),
     "residual_decode": lambda: (*CODEC, CODES, compressed().residuals),
 }  # fmt: skip
+VARIANTS: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
+    "all pairs of float64": ("maxsim_all_pairs", lambda: (*wide(QUERIES), *wide(DOCUMENTS))),
+    "winners of float64": ("maxsim_all_pairs_winners", lambda: (*wide(QUERIES), *wide(DOCUMENTS), False)),
+    "pairs of int8": ("maxsim_pairs", lambda: (*bytes_of(QUERIES), *bytes_of(DOCUMENTS), PAIRS)),
+    "best of int8": ("maxsim_top_k", lambda: (*bytes_of(QUERIES), *bytes_of(DOCUMENTS), 2)),
+    "no documents": ("maxsim_all_pairs", lambda: (*detached(QUERIES), *nothing())),
+    "winners of no documents": ("maxsim_all_pairs_winners", lambda: (*detached(QUERIES), *nothing(), False)),
+    "no pairs": ("maxsim_pairs", lambda: (*detached(QUERIES), *detached(DOCUMENTS), PAIRS[:0])),
+    "the best of none": ("maxsim_top_k", lambda: (*detached(QUERIES), *nothing(), 2)),
+    "norms of float64": ("inverse_norms", lambda: (DOCUMENTS.values.detach().double(),)),
+    "encoding of float64": ("residual_encode", lambda: (DOCUMENTS.values.detach().double(), CODES, *CODEC)),
+    "encoding of nothing": ("residual_encode", lambda: (DOCUMENTS.values.detach()[:0], CODES[:0], *CODEC)),
+}
+
+
+def wide(each: Tokens) -> Tokens:
+    return each._replace(values=each.values.detach().double())
+
+
+def bytes_of(each: Tokens) -> Tokens:
+    values = (each.values.detach() * 40).clamp(-127, 127).to(torch.int8)
+    return each._replace(values=values, scales=torch.full((len(values),), 1 / 40))
+
+
+def nothing() -> Tokens:
+    return Tokens(torch.empty(0, 8), torch.empty((0, 2), dtype=torch.int64), 0)
+
+
 DIFFERENTIABLE = {"maxsim_all_pairs_winners", "maxsim_pairs_winners", "xtr_all_pairs"}
 
 
@@ -84,6 +114,13 @@ def test_an_operation_is_registered_as_torch_demands(name: str) -> None:
     """Schema, gradient registration and shapes; the traced forward and backward only where there is a gradient."""
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     torch.library.opcheck(getattr(library, name).operator, SAMPLES[name](), test_utils=checks)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_is_so_for_every_precision_and_for_nothing(variant: str) -> None:
+    name, sample = VARIANTS[variant]
+    checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
+    torch.library.opcheck(getattr(library, name).operator, sample(), test_utils=checks)
 
 
 @pytest.mark.parametrize("name", sorted(DIFFERENTIABLE))
@@ -158,6 +195,32 @@ def test_who_wants_no_gradient_pays_for_none() -> None:
     asked = {"lateinteraction::maxsim_all_pairs_winners"}
     assert operators_in(lambda: kernels.maxsim_all_pairs(QUERIES, detached(DOCUMENTS))) == asked
     assert operators_in(lambda: kernels.maxsim_all_pairs(detached(QUERIES), DOCUMENTS)) == asked
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own formulas
+def test_a_forward_mode_derivative_is_refused_and_never_lost() -> None:
+    values = QUERIES.values.detach()
+
+    def scores(each: Tensor) -> Tensor:
+        return kernels.maxsim_all_pairs(QUERIES._replace(values=each), detached(DOCUMENTS))
+
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        scores(forward_ad.make_dual(values, torch.ones_like(values)))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(scores, (values,), (torch.ones_like(values),))
+
+
+def test_a_transform_of_torch_sees_the_operation() -> None:
+    values = DOCUMENTS.values.detach()
+    graph = make_fx(lambda each: kernels.maxsim_all_pairs(detached(QUERIES), DOCUMENTS._replace(values=each)))(values)
+    assert "lateinteraction.maxsim_all_pairs" in str(graph.graph)
+
+
+def test_an_operand_without_a_gradient_formula_says_so() -> None:
+    """Instead of a result that is silently cut off from what it came from."""
+    scores = kernels.centroid_scores(QUERIES.values.detach(), CENTROIDS.clone().requires_grad_())
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        scores.sum().backward()
 
 
 def test_scoring_imports_no_compiler_of_torch() -> None:

@@ -111,10 +111,7 @@ def overlap(exact: Tensor, other: Tensor) -> float:
 
 def rescore(query: Tokens, documents: Tokens, places: Tensor) -> Tensor:
     """The best ten (1, 10) of these places (1, k) by float32; ties go to the lowest place."""
-    rising = places[0].sort().values
-    pairs = torch.stack([torch.zeros_like(rising), rising], dim=1)
-    scores = kernels.maxsim_pairs(query, documents, pairs)
-    return rising[scores.sort(descending=True, stable=True).indices[:BEST]][None]
+    return kernels.maxsim_rerank(query, documents, places, BEST)[1]
 
 
 def _of_query(collection: Collection, row: int, approximate: Tensor) -> Tensor:

@@ -143,8 +143,12 @@ def _check_peer(peer: Peer, file: Path, queries: Tokens, documents: Tokens) -> N
 
 def _measure_memory(bench: Bench, batch: int, sizes: list[int]) -> None:
     ours, theirs = (weigh(start(), sizes) for start in (start_ours, start_pylate))
+    if min(ours, theirs) <= 0:
+        raise RuntimeError(
+            f"a step that adds {ours} and {theirs} bytes: the memory was there before, so this says nothing"
+        )
     beside = f"{ours / 1e6:.1f} and {theirs / 1e6:.1f} MB"
-    bench.report(f"training, B = {batch}: memory growth against PyLate", max(0, ours) / max(1, theirs), beside)
+    bench.report(f"training, B = {batch}: memory growth against PyLate", ours / theirs, beside)
 
 
 def start_ours() -> Peer:

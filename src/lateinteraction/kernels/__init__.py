@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lateinteraction.kernels import library
 from lateinteraction.kernels.dispatch import Choice, FormName, MissingForm, form_for, use
+from lateinteraction.kernels.eager.order import best_of
 from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, spans_of
 from lateinteraction.kernels.packing import packed, padded
 
@@ -35,6 +36,7 @@ __all__ = [
     "maxsim_listed",
     "maxsim_pairs",
     "maxsim_pairs_winners",
+    "maxsim_rerank",
     "maxsim_top_k",
     "packed",
     "padded",
@@ -103,6 +105,42 @@ def maxsim_top_k(queries: Tokens, documents: Tokens, k: int, *, unit: bool = Fal
     """The best min(k, N) documents of each query: scores and int64 places in the spans, best first, ties: lowest."""
     _check_count("k", k)
     return library.maxsim_top_k(*_prepared(queries, unit), *_prepared(documents, unit), k)
+
+
+def maxsim_rerank(
+    queries: Tokens, documents: Tokens, candidates: Tensor, k: int, *, unit: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The best min(k, C) of each query's own candidates: scores (Q, k) and int64 places (Q, k), ties: lowest place.
+
+    One number is kept per candidate, whatever the lengths. Candidates that score NaN come last.
+
+    Args:
+        queries: Q of them.
+        documents: N of them.
+        candidates: int64 (Q, C), where the spans are: places in the documents' spans, each once for a query, in any
+            order. −1 is no candidate: it costs nothing, and comes back last as −1 that scores −∞.
+        k: at least 1.
+        unit: as of `maxsim_all_pairs`.
+
+    Raises:
+        ValueError: candidates of another shape; k below 1.
+    """
+    _check_count("k", k)
+    count = queries.spans.shape[0]
+    if candidates.dim() != 2 or candidates.shape[0] != count:
+        raise ValueError(
+            f"candidates of shape {tuple(candidates.shape)}, where a list for each of {count} queries is wanted"
+        )
+    candidates = candidates.sort(dim=1).values
+    # No candidate is an empty document in front of all others, so that nothing must be cut out, on whatever device.
+    empty = documents.spans.new_zeros((1, 2))
+    ranked = _prepared(documents, unit)._replace(spans=torch.cat([empty, documents.spans]))
+    rows = torch.arange(count, device=candidates.device)[:, None].expand_as(candidates)
+    pairs = torch.stack([rows.flatten(), candidates.flatten() + 1], dim=1)
+    scores = library.maxsim_pairs(*_prepared(queries, unit), *ranked, pairs).view(candidates.shape)
+    absent = candidates < 0
+    best = best_of(scores.masked_fill(absent, torch.nan), k)
+    return scores.masked_fill(absent, -torch.inf).gather(1, best), candidates.gather(1, best)
 
 
 def maxsim_listed(queries: Tokens, documents: Sequence[Tensor]) -> Tensor:

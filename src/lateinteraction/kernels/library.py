@@ -11,10 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lateinteraction.kernels.dispatch import form_for, load, use
 from lateinteraction.kernels.form import Form
 from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, winners_dtype
+
+# torch has no public question for its modes and transforms. A name that goes is an error at import, seen at once.
+_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
+_transform: Callable[[], int | None] = torch._C._functorch.maybe_current_level  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -38,10 +43,10 @@ class Operation(NamedTuple):
 
         The first call of an operator takes a second, in which torch imports its compiler; later ones 50 µs.
         """
-        values = arguments[0]
-        watched = values.requires_grad or (len(arguments) > 4 and _wants_gradient(arguments[4]))
-        plain = type(values) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-        if plain and not (watched and torch.is_grad_enabled()):
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        if _forward_mode() and any(forward_ad.unpack_dual(each).tangent is not None for each in tensors):
+            raise NotImplementedError("forward-mode derivatives of an interaction; use backward()")
+        if _plain(tensors):
             return self.function(*arguments)
         return self.operator(*arguments)
 
@@ -66,8 +71,17 @@ def _operation(name: str, schema: str, compute: Callable[..., Result], shapes: C
     return Operation(operator, computed)
 
 
-def _wants_gradient(argument: object) -> bool:
-    return isinstance(argument, Tensor) and argument.requires_grad
+def _forward_mode() -> bool:
+    return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+
+
+def _plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether these are ordinary tensors, and nobody traces, transforms or differentiates the call."""
+    if torch.compiler.is_compiling() or _modes() > 0 or _transform() is not None:
+        return False
+    if any(type(each) not in (Tensor, torch.nn.Parameter) for each in tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
 
 
 def _form(*tensors: Tensor) -> Form:
