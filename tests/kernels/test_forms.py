@@ -401,6 +401,38 @@ def test_nan_gives_nan_and_only_where_it_is(form: Form) -> None:
     assert scores.isnan().tolist() == [[False, True]]
 
 
+def test_nan_in_a_gradient_stays_with_the_documents_that_it_met(form: Form) -> None:
+    """Of those it may reach every row."""
+    queries, documents = torch.ones(4, 3), torch.eye(3).repeat(4, 1)
+    queries[0, 1] = torch.nan
+    sides = Tokens(queries, torch.tensor([[0, 2], [2, 4]]), 2), Tokens(documents, torch.tensor([[0, 6], [6, 12]]), 6)
+    pairs = torch.tensor([[0, 0], [1, 1]])
+    _, winners = form.maxsim_pairs_winners(*sides, pairs)
+    of_queries, of_documents = form.maxsim_pairs_gradients(*sides, pairs, winners, torch.ones(2), unit=False)
+    assert of_documents[0].isnan().any()
+    assert torch.equal(of_documents[6:], torch.tensor([[2.0] * 3, *[[0.0] * 3] * 5]))
+    assert torch.equal(of_queries[2:], documents[[6, 6]])
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("other", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("whole", [0, 1])
+def test_whole_numbers_and_floats_are_not_compared(name: FormName, other: torch.dtype, whole: int) -> None:
+    form, pairs = load(name), torch.tensor([[0, 0]])
+    sides = [Tokens(torch.ones(2, 3, dtype=other), torch.tensor([[0, 2]]), 2) for _ in range(2)]
+    sides[whole] = sides[whole]._replace(values=torch.ones(2, 3, dtype=torch.int8), scales=torch.ones(2))
+    for call in (
+        lambda: form.maxsim_all_pairs(*sides),
+        lambda: form.maxsim_all_pairs_winners(*sides),
+        lambda: form.maxsim_pairs(*sides, pairs),
+        lambda: form.maxsim_pairs_winners(*sides, pairs),
+        lambda: form.maxsim_top_k(*sides, 1),
+        lambda: form.xtr_all_pairs(*sides, 1),
+    ):
+        with pytest.raises(TypeError, match=r"int8"):
+            call()
+
+
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_what_a_form_cannot_compute_it_refuses(name: FormName) -> None:
     form, whole = load(name), torch.ones(2, 3, dtype=torch.int64)

@@ -1,7 +1,8 @@
 """Where the case runs: an accelerator, timed by its own events, or the host, so that the whole case can be tested.
 
 A sample is one call. On an accelerator 256 MB are written four times before it, so that no cache holds the documents
-and Python has launched the call when the clock starts: what is measured is the work of the device.
+and Python has a third of a millisecond to launch the call before the clock starts: what is measured is the work of the
+device, and of longer launches (autograd, several kernels) what did not hide behind that.
 """
 
 from __future__ import annotations

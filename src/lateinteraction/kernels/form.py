@@ -3,9 +3,11 @@
 A form is a module with these functions: `eager` (torch, any device), `cpu` (numba), `gpu` (Triton). Rules of all:
 
 - Similarities and sums are float32, whatever the inputs (float64 where they are, in forms that take it); float32 inputs
-  are multiplied as float32.
+  are multiplied as float32. int8 meets int8 alone in compiled forms.
 - An item without tokens: an empty query scores 0, an empty document −∞ (with an empty query, 0). NaN gives NaN.
-- Ties go to the lowest row. Results do not depend on what else is in the call.
+- Ties go to the lowest row. What else is in the call changes no bit of a score in the cpu form, and 1e-6 of what is
+  summed in the others, by rounding: there one short query takes another kernel, and torch chooses one by shape.
+- Two equal calls on one device give equal bits, in compiled forms.
 - Inputs are only read; outputs are new and fully written.
 - A dtype or device that a form cannot compute raises `TypeError`.
 """
@@ -43,7 +45,11 @@ class Form(Protocol):
         """Gradients (S, D) and (R, D) of the values, in their dtypes, from upstream (Q, N) = ∂L/∂score.
 
         Through the winners; none where a winner is −1 (then upstream is not read). Rows that no span names get 0.
-        Deterministic: each row is summed by one owner, in float32, in rising order of the other side.
+        Deterministic: each row is summed by one owner, in float32, in one order. Of 16-bit values a form may take each
+        term of a document's gradient to within 2⁻¹⁷ of itself.
+
+        What is not finite, in a query token or in upstream, may make NaN of the gradient of every row of the documents
+        that it met, not only of the rows that it liked best.
 
         With `unit` the scales are inverse norms of the values themselves and the gradients are those of the values
         before normalisation: (g − (g · x̂) x̂) / ‖x‖. Without it scales are taken as constants.

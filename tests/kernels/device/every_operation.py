@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import TokenEmbeddings
-from lateinteraction.kernels.dispatch import load
+from lateinteraction.kernels.dispatch import FormName, load
 from lateinteraction.kernels.form import Form
 from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, spans_of
 
@@ -265,12 +265,13 @@ def check(name: str, found: Outcome, expected: Outcome | Expected) -> None:
             assert torch.equal(given, wanted), f"{name}, output {place}: {(given != wanted).sum()} entries differ"
 
 
-def main() -> None:
+def main(device: str = "cuda", form: FormName = "gpu") -> None:
     """Run every operation once in each dtype, on shapes that end within a tile."""
     for name, dtype in CALLS:
-        world = make(1, dtype, queries=(3, 17), documents=(7, 71), width=72).on("cuda")
-        OPERATIONS[name](load("gpu"), world)
-    torch.cuda.synchronize()
+        world = make(1, dtype, queries=(3, 17), documents=(7, 71), width=72).on(device)
+        OPERATIONS[name](load(form), world)
+    if device == "cuda":
+        torch.cuda.synchronize()
     print(f"{len(CALLS)} operations")
 
 

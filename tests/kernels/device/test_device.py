@@ -35,6 +35,9 @@ every = pytest.mark.parametrize(
 
 @pytest.fixture
 def form() -> Form:
+    from lateinteraction.kernels.gpu.configurations import INTERPRETED
+
+    assert not INTERPRETED, "Triton would interpret its kernels, on the host: run pytest with -m gpu and nothing else"
     return load("gpu")
 
 
@@ -150,6 +153,7 @@ def strict_synchronisation() -> Iterator[Callable[[], None]]:
 
 
 @gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch says once that it does not see everything
 @every
 def test_the_host_never_waits_for_the_device(
     form: Form, name: str, dtype: torch.dtype, strict_synchronisation: Callable[[], None]
@@ -296,10 +300,17 @@ def test_more_scores_than_two_billion_are_written(form: Form) -> None:
         assert torch.equal(scores[query], sides[0].values[query] * sides[1].values[:, 0])
 
 
+def test_the_program_that_is_checked_runs_every_operation(capsys: pytest.CaptureFixture[str]) -> None:
+    every_operation.main("cpu", "eager")
+    assert capsys.readouterr().out == f"{len(CALLS)} operations\n"
+
+
 @gpu
 @pytest.mark.timeout(1_800)  # the checker makes everything tens of times slower
-def test_memory_is_only_touched_where_it_belongs(tmp_path: Path) -> None:
-    """NVIDIA's checker over every operation, where it is installed: no access out of bounds or misaligned."""
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
+def test_memory_is_only_touched_where_it_belongs(tool: str, tmp_path: Path) -> None:
+    """NVIDIA's checkers over every operation, where they are installed: no access out of bounds or misaligned, no race
+    for shared memory, nothing read that was never written."""
     checker = shutil.which("compute-sanitizer")
     if checker is None:
         pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
@@ -308,7 +319,7 @@ def test_memory_is_only_touched_where_it_belongs(tmp_path: Path) -> None:
     surroundings = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [
         checker,
-        "--tool=memcheck",
+        f"--tool={tool}",
         "--error-exitcode=86",
         f"--log-file={log}",
         sys.executable,

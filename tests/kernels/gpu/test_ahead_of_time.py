@@ -90,6 +90,8 @@ def test_every_row_compiles_to_what_it_declares(architecture: str, tool: ModuleT
         ({"wide": 0}, {}, "has 0 of 16 bytes"),
         ({"narrow": 1}, {}, "and 1 of one or two"),
         ({"wide": 0, "narrow": 1}, {"wide_loads": False}, ""),
+        ({"narrow": 1}, {"wide_loads": "some"}, ""),
+        ({"wide": 0}, {"wide_loads": "some"}, "declares some wide loads, has 0 of 16 bytes"),
     ],
 )
 def test_each_rule_can_be_broken(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,37 @@ def test_every_row_and_call_together_name_all_parameters(name: str) -> None:
                 assert row.tiles.keys() | specimen.arguments.keys() == set(kernel.function.arg_names)
 
 
+@pytest.mark.parametrize("name", sorted(KERNELS))
+def test_nothing_is_compiled_again_for_another_count_or_stride(name: str) -> None:
+    """Triton makes a constant of a number that is 1 and a property of 16 being a divisor, unless it is told not to."""
+    kernel = KERNELS[name]
+    told = kernel.function.kwargs["do_not_specialize"] or ()
+    for specimen in kernel.specimens:
+        given = {each: kind for each, kind in specimen.arguments.items() if each in _run_time(kernel)}
+        numbers = {each: kind for each, kind in given.items() if kind is not None and not str(kind).startswith("*")}
+        assert set(numbers.values()) <= {"i32"}
+        assert numbers.keys() <= set(told)
+
+
+def _run_time(kernel: Kernel) -> set[str]:
+    parameters = inspect.signature(kernel.function.fn).parameters.values()
+    return {each.name for each in parameters if each.annotation != "tl.constexpr"}
+
+
+def test_rows_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, device = pairs.PAIR_SCORES, torch.device("cpu")
+    row = kernel.row(device, "half")
+    assert row is next(each for each in kernel.rows if each[:2] == ("interpreter", "half"))
+    monkeypatch.setattr(configurations, "architecture_of", None)
+    assert kernel.row(device, "half") is row
+
+
+def test_a_table_that_was_replaced_is_looked_up_anew() -> None:
+    kernel, device = pairs.PAIR_SCORES, torch.device("cpu")
+    row = kernel.row(device, "half")._replace(warps=1)
+    assert kernel._replace(rows=(row,)).row(device, "half") is row
+
+
 def test_kernels_are_launched_from_the_table_alone() -> None:
     """A `kernel[grid](…)` elsewhere would run what no row declares and nothing has compiled."""
     found = []
@@ -47,6 +80,15 @@ def test_kernels_are_launched_from_the_table_alone() -> None:
     assert set(found) == {"configurations.py"}
 
 
+@pytest.fixture
+def no_device_is_known() -> Iterator[None]:
+    """Architectures are remembered by device; these tests change what a device is."""
+    architecture_of.cache_clear()
+    yield
+    architecture_of.cache_clear()
+
+
+@pytest.mark.usefixtures("no_device_is_known")
 @pytest.mark.parametrize(
     ("capability", "architecture"),
     [
@@ -66,13 +108,14 @@ def test_a_device_is_served_by_the_rows_whose_instructions_it_has(
     assert architecture_of(torch.device("cuda", 0)) == architecture
 
 
+@pytest.mark.usefixtures("no_device_is_known")
 def test_a_device_without_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configurations, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
     with pytest.raises(TypeError, match=r"compute capability 7\.5"):
         architecture_of(torch.device("cuda", 0))
     with pytest.raises(TypeError, match="not on cpu"):
-        device_of(torch.ones(1))
+        device_of({"values": torch.ones(1)})
 
 
 def test_a_regime_without_a_row_is_refused_by_name() -> None:

@@ -80,6 +80,7 @@ def test_how_many_maxima_fit_in_memory_changes_nothing(ragged: Builder, seed: in
     queries, documents = world(ragged, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sums, "MAXIMA_BYTES", 4 * len(queries.tokens.values) * min(documents_at_once, 3))
+        patch.setattr(sums, "aligned", lambda count: max(1, count))
         check(queries, documents)
 
 
@@ -151,8 +152,8 @@ def test_a_token_is_its_row_times_its_scale(ragged: Builder, seed: int, scaled: 
 @given(seeds)
 def test_unlike_dtypes_are_multiplied_in_float32(ragged: Builder, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    dtypes = generator.permutation(4)[:2]
-    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
+    dtypes = generator.permutation(3)[:2]
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
     queries, documents = (
         ragged(generator, [2, 9], generator.integers(-127, 128, (11, 17)), dtype=kinds[kind]) for kind in dtypes
     )
@@ -221,7 +222,8 @@ def test_the_rows_of_the_table_give_what_the_small_tiles_of_the_interpreter_give
     queries = ragged(generator, [40, 0, 30], dyadic(generator, 70, 35))
     documents = ragged(generator, [65, 0, 3], dyadic(generator, 68, 35))
     kernel = forward.ALL_PAIRS_MAXIMA
-    row = kernel.row("sm_90", "single")._replace(architecture="interpreter")
+    (row,) = (row for row in kernel.rows if (row.architecture, row.regime) == ("sm_90", "single"))
+    row = row._replace(architecture="interpreter")
     monkeypatch.setattr(forward, "ALL_PAIRS_MAXIMA", kernel._replace(rows=(row,)))
     np.testing.assert_array_equal(
         forward.maxsim_all_pairs(queries.tokens, documents.tokens),
@@ -243,8 +245,19 @@ def test_a_dtype_that_it_cannot_compute_is_refused(dtype: torch.dtype, wrong: in
 def test_tensors_on_two_devices_are_refused() -> None:
     tokens = Tokens(torch.ones(3, 4), torch.tensor([[0, 3]]), 3)
     elsewhere = tokens._replace(spans=tokens.spans.to("meta"))
-    with pytest.raises(TypeError, match="cpu and meta"):
+    with pytest.raises(TypeError, match=r"document spans on meta, but query values on cpu: .* move them to cpu"):
         forward.maxsim_all_pairs(tokens, elsewhere)
+    with pytest.raises(TypeError, match="pairs on meta"):
+        pairs.maxsim_pairs(tokens, tokens, torch.zeros(1, 2, dtype=torch.int64, device="meta"))
+
+
+def test_spans_and_pairs_of_32_bits_are_refused() -> None:
+    """With them row numbers would be multiplied in 32 bits."""
+    tokens = Tokens(torch.ones(3, 4), torch.tensor([[0, 3]]), 3)
+    with pytest.raises(TypeError, match=r"document spans of torch\.int32"):
+        forward.maxsim_all_pairs(tokens, tokens._replace(spans=tokens.spans.int()))
+    with pytest.raises(TypeError, match=r"pairs of torch\.int32"):
+        pairs.maxsim_pairs(tokens, tokens, torch.zeros(1, 2, dtype=torch.int32))
 
 
 def test_whole_rows_are_read_at_once_up_to_the_width_of_a_tile() -> None:

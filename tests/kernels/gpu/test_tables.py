@@ -44,7 +44,7 @@ def test_centroids_are_multiplied_in_all_their_24_bits(dtype: torch.dtype) -> No
 
 
 @few
-@given(seeds, counts, st.sampled_from([0, 1, 4, 5]))
+@given(seeds, counts, st.sampled_from([0, 1, 4, 5, 16]))
 def test_eight_bits_are_the_formula_to_the_last_bit(seed: int, count: int, tokens: int) -> None:
     generator = np.random.default_rng(seed)
     scores = (generator.standard_normal((count, tokens)) * 10.0 ** generator.integers(-9, 9)).astype(np.float32)
@@ -61,11 +61,11 @@ def test_halves_of_a_step_go_to_the_even_number() -> None:
 
 
 @few
-@given(seeds, st.sampled_from([1, 31, 32, 33, 70]), st.sampled_from([1, 3, 4, 5, 99]))
-def test_the_best_centroids_one_by_one_and_all_at_once(seed: int, count: int, nprobe: int) -> None:
+@given(seeds, st.sampled_from([1, 31, 32, 33, 70]), st.sampled_from([1, 3, 4, 5, 99]), st.sampled_from([3, 16]))
+def test_the_best_centroids_one_by_one_and_all_at_once(seed: int, count: int, nprobe: int, tokens: int) -> None:
     """Few are taken block by block, more than `MOST_ROUNDS` from all keys."""
     generator = np.random.default_rng(seed)
-    scores = generator.integers(-3, 4, (count, 3)).astype(np.float32)
+    scores = generator.integers(-3, 4, (count, tokens)).astype(np.float32)
     for special in (-0.0, np.nan, -np.inf, np.inf):
         scores[generator.integers(count), generator.integers(3)] = special
     found = tables.probe(torch.from_numpy(scores), nprobe)

@@ -32,11 +32,10 @@ law = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, Healt
 @contextmanager
 def holding(keys: int) -> Iterator[None]:
     """Have fewer keys held at a time."""
-    before, xtr.KEYS_AT_ONCE = xtr.KEYS_AT_ONCE, keys
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xtr, "KEYS_AT_ONCE", keys)
+        patch.setattr(xtr, "aligned", lambda count: max(1, count))
         yield
-    finally:
-        xtr.KEYS_AT_ONCE = before
 
 
 def eighths(generator: np.random.Generator, *shape: int) -> NDArray[np.float32]:

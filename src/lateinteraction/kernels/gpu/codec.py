@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import triton
@@ -23,7 +24,7 @@ def residual_encode(values: Tensor, codes: Tensor, codec: Codec) -> tuple[Tensor
     Raises:
         TypeError: tokens that are not floats, or a codec that is not float32.
     """
-    device = _check(codec, values, codes)
+    device = _check(codec, {"values": values, "codes": codes})
     if values.dtype not in FLOATS:
         raise TypeError(f"tokens of {values.dtype}; a codec takes float32, float16 and bfloat16")
     count, dimension = values.shape
@@ -40,17 +41,17 @@ def residual_decode(codec: Codec, codes: Tensor, residuals: Tensor) -> Tensor:
     Raises:
         TypeError: a codec that is not float32.
     """
-    device = _check(codec, codes, residuals)
+    device = _check(codec, {"codes": codes, "residuals": residuals})
     tokens = codec.centroids.new_empty((codes.shape[0], codec.centroids.shape[1]))
     _launch(DECODER, device, codec, codes, {"residuals": residuals, "tokens": tokens})
     return tokens
 
 
-def _check(codec: Codec, *others: Tensor) -> torch.device:
+def _check(codec: Codec, others: Mapping[str, Tensor]) -> torch.device:
     for tensor in codec:
         if tensor.dtype != torch.float32:
             raise TypeError(f"a codec of {tensor.dtype}; kernels take float32")
-    return device_of(*codec, *others)
+    return device_of({**codec._asdict(), **others})
 
 
 def _launch(kernel: Kernel, device: torch.device, codec: Codec, codes: Tensor, own: dict[str, Any]) -> None:
@@ -155,7 +156,7 @@ def _residual_decode(
 _DEVICES: tuple[Architecture, ...] = ("sm_90", "sm_80", "sm_100", "gfx942")
 
 
-def _rows(*, wide_loads: bool = True) -> tuple[Row, ...]:
+def _rows(wide_loads: bool | Literal["some"] = True) -> tuple[Row, ...]:
     return (
         # 2,048 dimensions a program and 16 a thread: bound by memory, and by 15 comparisons a dimension with 4 bits.
         *(Row(device, "narrow", {"BLOCK_T": 8}, wide_loads=wide_loads) for device in _DEVICES),
@@ -190,5 +191,5 @@ ENCODER = Kernel(
 )
 """Buckets of tokens, and the inverse norms of what they stand for."""
 
-DECODER = Kernel(_residual_decode, _rows(wide_loads=False), _specimens({"tokens": "*fp32"}))
+DECODER = Kernel(_residual_decode, _rows("some"), _specimens({"tokens": "*fp32"}))
 """Unit vectors from buckets. A row of packed bytes is too short for loads of 16 bytes by all threads."""

@@ -7,7 +7,8 @@ widths, what is computed. Each kernel module names its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -51,8 +52,9 @@ class Row(NamedTuple):
     stages: int = 3
     matrix: MatrixInstruction | None = None
     """The one kind of matrix instruction that its machine code has; None where it must have none at all."""
-    wide_loads: bool = True
-    """Whether it reads memory 16 bytes at a time, and nothing of it in pieces of one or two bytes."""
+    wide_loads: bool | Literal["some"] = True
+    """Whether it reads memory 16 bytes at a time, and nothing of it in pieces of one or two bytes: some where rows are
+    read so and what says which rows they are is not."""
 
 
 class Specimen(NamedTuple):
@@ -62,7 +64,8 @@ class Specimen(NamedTuple):
     arguments: Mapping[str, Any]
     """Every parameter but the row's tiles. A string is the type of one that is known when the kernel runs: `*bf16`,
     `i64`, or `i64:16` for a number that 16 divides (pointers are taken to be aligned to 16 bytes). Anything else is
-    the value of a constant; 1 and None stand for arguments that Triton makes constants of."""
+    the value of a constant, and so is None for a tensor that is absent. Counts and strides are told to Triton in
+    `do_not_specialize`: it would compile again for each that is 1 or that 16 divides, in the middle of a call."""
 
 
 class Kernel(NamedTuple):
@@ -77,20 +80,31 @@ class Kernel(NamedTuple):
         """What the function is called."""
         return self.function.__name__
 
-    def row(self, architecture: Architecture, regime: str) -> Row:
-        """The line for an architecture and a regime.
+    def __hash__(self) -> int:
+        """By name: rows hold mappings."""
+        return hash(self.name)
+
+    def row(self, device: torch.device, regime: str) -> Row:
+        """The line for a device and a regime.
 
         Raises:
             TypeError: the table has none.
         """
-        for row in self.rows:
-            if (row.architecture, row.regime) == (architecture, regime):
-                return row
-        raise TypeError(f"{self.name} has no configuration for {regime!r} on {architecture}")
+        return _row_of(self, device, regime)
 
     def tile(self, device: torch.device, regime: str, name: str) -> int:
         """One of the row's constants for a device: what the number of programs is counted with."""
-        return self.row(architecture_of(device), regime).tiles[name]
+        return self.row(device, regime).tiles[name]
+
+
+@functools.cache
+def _row_of(kernel: Kernel, device: torch.device, regime: str) -> Row:
+    """Looked up once: a search of the table takes as long as a launch."""
+    architecture = architecture_of(device)
+    for row in kernel.rows:
+        if (row.architecture, row.regime) == (architecture, regime):
+            return row
+    raise TypeError(f"{kernel.name} has no configuration for {regime!r} on {architecture}")
 
 
 def launch(kernel: Kernel, device: torch.device, regime: str, programs: int, arguments: Mapping[str, Any]) -> None:
@@ -99,7 +113,7 @@ def launch(kernel: Kernel, device: torch.device, regime: str, programs: int, arg
     Raises:
         TypeError: there is no configuration for the device or the regime.
     """
-    row = kernel.row(architecture_of(device), regime)
+    row = kernel.row(device, regime)
     if programs == 0:
         return
     if device.type == "cpu":
@@ -109,6 +123,7 @@ def launch(kernel: Kernel, device: torch.device, regime: str, programs: int, arg
         kernel.function[(programs,)](**arguments, **row.tiles, num_warps=row.warps, num_stages=row.stages)
 
 
+@functools.cache
 def architecture_of(device: torch.device) -> Architecture:
     """The architecture whose rows serve a device: its own, or the newest one whose instructions it has too.
 
@@ -133,15 +148,19 @@ def architecture_of(device: torch.device) -> Architecture:
 
 
 def precision_of(left: Tensor, right: Tensor) -> Literal["half", "single", "int8"]:
-    """How rows of two tensors are multiplied: 16-bit floats and bytes as they are, anything else in float32.
+    """How rows of two tensors are multiplied: 16-bit floats and bytes as they are, other floats in float32.
 
     Raises:
-        TypeError: one of them has neither of these dtypes.
+        TypeError: one of them has neither of these dtypes, or one is int8 and the other is not.
     """
     for tensor in (left, right):
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"Triton kernels take float32, float16, bfloat16 and int8, not {tensor.dtype}")
-    return _DTYPES[left.dtype] if left.dtype == right.dtype else "single"
+    if left.dtype == right.dtype:
+        return _DTYPES[left.dtype]
+    if torch.int8 in (left.dtype, right.dtype):
+        raise TypeError(f"rows of {left.dtype} with rows of {right.dtype}: int8 meets int8 alone")
+    return "single"
 
 
 def ceil_div(count: int, size: int) -> int:
@@ -149,21 +168,53 @@ def ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def tensors_of(*items: Tokens) -> Iterator[Tensor | None]:
-    """All that these operands hold: what `device_of` wants."""
-    for each in items:
-        yield from (each.values, each.spans, each.scales)
+ALIGNED = 16
+"""What divides a count of entries wherever a pointer is moved by it, or rows are read 16 bytes at once."""
 
 
-def device_of(*tensors: Tensor | None) -> torch.device:
-    """The device that all of these are on.
+RAGGED: Mapping[int, str] = {ALIGNED: "", 1: "ragged "}
+"""What the name of a regime begins with, by the unit of its counts: with 1, rows of so many entries begin anywhere."""
+
+
+def unit_of(*counts: int) -> int:
+    """What counts are told to a kernel in units of, so that it knows how rows of so many entries are aligned."""
+    return ALIGNED if all(count % ALIGNED == 0 for count in counts) else 1
+
+
+def aligned(count: int) -> int:
+    """A size of pieces, about so many entries each, that leaves every piece's pointer as aligned as the first one's."""
+    return max(ALIGNED, count // ALIGNED * ALIGNED)
+
+
+def tensors_of(queries: Tokens, documents: Tokens) -> dict[str, Tensor | None]:
+    """All that these operands hold, by name: what `device_of` wants."""
+    return {
+        "query values": queries.values,
+        "query spans": queries.spans,
+        "query scales": queries.scales,
+        "document values": documents.values,
+        "document spans": documents.spans,
+        "document scales": documents.scales,
+    }
+
+
+def device_of(operands: Mapping[str, Tensor | None]) -> torch.device:
+    """The device of the first of these, which all others are on.
 
     Raises:
-        TypeError: they are on several, or on one that runs no Triton kernel.
+        TypeError: they are on several, or on one that runs no Triton kernel; spans or pairs that are not int64, with
+            which addresses would be computed in 32 bits.
     """
-    devices = {tensor.device for tensor in tensors if tensor is not None}
-    if len(devices) != 1:
-        raise TypeError(f"tensors on {' and '.join(sorted(map(str, devices)))}; a kernel wants one device")
-    device = devices.pop()
-    architecture_of(device)
-    return device
+    for name, tensor in operands.items():
+        if tensor is not None and name.endswith(("spans", "pairs")) and tensor.dtype != torch.int64:
+            raise TypeError(f"{name} of {tensor.dtype}, where int64 is wanted")
+    devices = {name: tensor.device for name, tensor in operands.items() if tensor is not None}
+    home = next(iter(devices.values()))
+    away = [name for name, device in devices.items() if device != home]
+    if away:
+        raise TypeError(
+            f"{', '.join(away)} on {devices[away[0]]}, but {next(iter(devices))} on {home}: a kernel wants one device. "
+            f"Spans, or the offsets that they are made of, and pairs belong where the values are: move them to {home}."
+        )
+    architecture_of(home)
+    return home

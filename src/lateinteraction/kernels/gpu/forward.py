@@ -73,7 +73,7 @@ def write_all_pairs(
 
 def _write_maxima(queries: Tokens, documents: Tokens, maxima: Tensor, winners: Tensor | None) -> None:
     """The maxima (N, S) of all query rows in each document."""
-    device = device_of(*tensors_of(queries, documents), maxima, winners)
+    device = device_of(tensors_of(queries, documents))
     rows, dimension = queries.values.shape
     regime = _regime(queries, documents, winners)
     arguments = {
@@ -170,7 +170,7 @@ ALL_PAIRS_MAXIMA = Kernel(
         Row("sm_80", "int8 winners", _NARROW, warps=8, stages=2, matrix="mma.sync"),
         Row("sm_80", "int8 wide", _WIDE, warps=8, matrix="mma.sync"),
         Row("sm_80", "single", _SINGLE),
-        Row("sm_80", "mixed", _SINGLE, wide_loads=False),
+        Row("sm_80", "mixed", _SINGLE),
         Row("sm_90", "half", _NARROW, matrix="wgmma"),
         Row("sm_90", "half winners", _NARROW, warps=8, matrix="wgmma"),
         Row("sm_90", "half wide", _WIDE, warps=8, matrix="wgmma"),
@@ -178,7 +178,7 @@ ALL_PAIRS_MAXIMA = Kernel(
         Row("sm_90", "int8 winners", _NARROW, warps=8, matrix="wgmma"),
         Row("sm_90", "int8 wide", _WIDE, warps=8, matrix="wgmma"),
         Row("sm_90", "single", _SINGLE),
-        Row("sm_90", "mixed", _SINGLE, wide_loads=False),
+        Row("sm_90", "mixed", _SINGLE),
         Row("sm_100", "half", _NARROW, matrix="tcgen05"),
         Row("sm_100", "half winners", _NARROW, warps=8, matrix="tcgen05"),
         Row("sm_100", "half wide", _WIDE, warps=8, matrix="tcgen05"),
@@ -187,7 +187,7 @@ ALL_PAIRS_MAXIMA = Kernel(
         Row("sm_100", "int8 wide", _WIDE, warps=8, matrix="mma.sync"),
         Row("sm_100", "single", _SINGLE),
         # From 64 rows on Triton 3.7.1 multiplies float32 that was narrower in memory in TF32, whatever it is asked for.
-        Row("sm_100", "mixed", _SINGLE | {"BLOCK_M": 32}, wide_loads=False),
+        Row("sm_100", "mixed", _SINGLE | {"BLOCK_M": 32}),
         Row("gfx942", "half", _NARROW, stages=2, matrix="mfma"),
         Row("gfx942", "half winners", _NARROW, warps=8, stages=2, matrix="mfma"),
         Row("gfx942", "half wide", _WIDE, warps=8, stages=2, matrix="mfma"),
@@ -195,7 +195,7 @@ ALL_PAIRS_MAXIMA = Kernel(
         Row("gfx942", "int8 winners", _NARROW, warps=8, stages=2, matrix="mfma"),
         Row("gfx942", "int8 wide", _WIDE, warps=8, stages=2, matrix="mfma"),
         Row("gfx942", "single", _SINGLE, stages=2, matrix="mfma"),  # there it multiplies float32 as float32
-        Row("gfx942", "mixed", _SINGLE, stages=2, matrix="mfma", wide_loads=False),
+        Row("gfx942", "mixed", _SINGLE, stages=2, matrix="mfma"),
         *(Row("interpreter", regime, _TINY) for regime in _REGIMES),
     ),
     specimens=(
@@ -212,6 +212,5 @@ ALL_PAIRS_MAXIMA = Kernel(
         Specimen("single", _call("*fp32")),
         Specimen("single", _call("*fp32", winners="*i16", scaled=True, D=1024)),
         Specimen("mixed", _call("*fp32", document_values="*bf16")),
-        Specimen("mixed", _call("*i8", document_values="*fp16", query_scales="*fp32")),
     ),
 )

@@ -66,7 +66,7 @@ def maxsim_pairs_gradients(
     Raises:
         TypeError: a dtype, width or device that the kernels do not take.
     """
-    device_of(pairs, queries.values)
+    device_of({"query values": queries.values, "pairs": pairs})
     by_query = listed_by(pairs[:, 0], len(queries.spans))
     by_document = listed_by(pairs[:, 1], len(documents.spans))
     listed = _Pairs(pairs.contiguous(), by_query, by_document)
@@ -113,7 +113,7 @@ class _Call(NamedTuple):
 
 def _gradients(call: _Call, pairs: _Pairs | None) -> tuple[Tensor, Tensor]:
     queries, documents = call.queries, call.documents
-    device_of(*tensors_of(queries, documents), call.winners, call.upstream)
+    device_of({**tensors_of(queries, documents), "winners": call.winners, "upstream": call.upstream})
     check_floats(queries.values)
     check_floats(documents.values)
     call = call._replace(winners=call.winners.contiguous(), upstream=call.upstream.type(torch.float32).contiguous())

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lateinteraction.kernels.gpu.configurations import Kernel, Row, Specimen, ceil_div, launch
+from lateinteraction.kernels.gpu.configurations import RAGGED, Kernel, Row, Specimen, ceil_div, launch, unit_of
 from lateinteraction.kernels.gpu.normalisation import DEVICES
 from lateinteraction.kernels.operands import Tokens
 
@@ -49,10 +49,21 @@ def _owners(spans, span_stride, end_stride, owners, tiles, BLOCK_R: tl.constexpr
     tl.store(owners + rows, tl.cast(tl.zeros_like(rows) + item, tl.int32), mask=rows < end)
 
 
-@triton.jit
-def _winners_by_document(winners, owners, turned, S, N, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr):
+@triton.jit(do_not_specialize=["row_units", "document_units"])
+def _winners_by_document(
+    winners,
+    owners,
+    turned,
+    row_units,
+    document_units,
+    UNIT: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     program = tl.program_id(0)
-    tiles = tl.cdiv(N, BLOCK_N)
+    S = tl.cast(row_units, tl.int64) * UNIT
+    N = tl.cast(document_units, tl.int64) * UNIT
+    tiles = tl.cast(tl.cdiv(N, BLOCK_N), tl.int32)
     s = tl.cast(program // tiles, tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     j = tl.cast(program % tiles, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     owned = tl.load(owners + s, mask=s < S, other=-1) >= 0
@@ -61,7 +72,7 @@ def _winners_by_document(winners, owners, turned, S, N, BLOCK_S: tl.constexpr, B
     tl.store(turned + j[None, :] * S + s[:, None], tokens, mask=there)
 
 
-@triton.jit(do_not_specialize=["span_stride", "end_stride", "tiles"])
+@triton.jit(do_not_specialize=["span_stride", "end_stride", "tiles", "units"])
 def _entries_by_tile(
     winners,
     bounds,
@@ -71,7 +82,8 @@ def _entries_by_tile(
     entries,
     ranges,
     tiles,
-    width,
+    units,
+    UNIT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
@@ -79,9 +91,10 @@ def _entries_by_tile(
     document = tl.cast(program // tiles, tl.int64)
     low = tl.cast(tl.cast(program % tiles, tl.int64) * BLOCK_T, tl.int32)
     length = tl.load(spans + document * span_stride + end_stride) - tl.load(spans + document * span_stride)
+    width = tl.cast(units, tl.int64) * UNIT
     if bounds is None:
         origin = document * width
-        count = tl.cast(width, tl.int64)
+        count = width
     else:
         origin = tl.load(bounds + document) * width
         count = tl.load(bounds + document + 1) * width - origin
@@ -133,18 +146,15 @@ def winners_by_document(winners: Tensor, owners: Tensor) -> Tensor:
     """Winners (N, S) from winners (S, N); −1 in rows that no query has."""
     device, (S, N) = winners.device, winners.shape
     turned = winners.new_empty(N, S)
-    regime = str(winners.dtype.itemsize * 8)
+    unit = unit_of(S, N)
+    regime = f"{RAGGED[unit]}{winners.dtype.itemsize * 8}"
     blocks = (
         ceil_div(S, TURNED.tile(device, regime, "BLOCK_S")),
         ceil_div(N, TURNED.tile(device, regime, "BLOCK_N")),
     )
-    launch(
-        TURNED,
-        device,
-        regime,
-        blocks[0] * blocks[1],
-        {"winners": winners, "owners": owners, "turned": turned, "S": S, "N": N},
-    )
+    units = {"row_units": S // unit, "document_units": N // unit, "UNIT": unit}
+    arguments = {"winners": winners, "owners": owners, "turned": turned, **units}
+    launch(TURNED, device, regime, blocks[0] * blocks[1], arguments)
     return turned
 
 
@@ -163,6 +173,7 @@ def entries_by_tile(winners: Tensor, bounds: Tensor | None, documents: Tokens, t
     """
     spans, device = documents.spans, winners.device
     tiles = ceil_div(documents.longest, tile)
+    unit = unit_of(winners.shape[1])
     # The most that one document may have; entry and token have to fit into one number.
     entries_at_most = winners.shape[1] if bounds is None else winners.numel()
     dtype = torch.int32 if entries_at_most * tile < 2**31 else torch.int64
@@ -179,10 +190,11 @@ def entries_by_tile(winners: Tensor, bounds: Tensor | None, documents: Tokens, t
         "entries": groups.entries,
         "ranges": groups.ranges,
         "tiles": tiles,
-        "width": winners.shape[1],
+        "units": winners.shape[1] // unit,
+        "UNIT": unit,
         "BLOCK_T": tile,
     }
-    launch(ENTRIES, device, "winners", len(spans) * tiles, arguments)
+    launch(ENTRIES, device, f"{RAGGED[unit]}winners", len(spans) * tiles, arguments)
     return groups
 
 
@@ -202,15 +214,28 @@ TURNED = Kernel(
     _winners_by_document,
     # Whole lines of 128 bytes on both sides.
     tuple(
-        Row(device, regime, {"BLOCK_S": block, "BLOCK_N": block}, wide_loads=False)
-        for regime, block in (("16", 64), ("32", 32))
+        Row(device, f"{ragged}{bits}", {"BLOCK_S": block, "BLOCK_N": block}, wide_loads=not ragged)
+        for ragged in RAGGED.values()
+        for bits, block in ((16, 64), (32, 32))
         for device in DEVICES
     )
-    + tuple(Row("interpreter", regime, {"BLOCK_S": 8, "BLOCK_N": 4}) for regime in ("16", "32")),
-    (
-        Specimen("16", {"winners": "*i16", "owners": "*i32", "turned": "*i16", "S": "i32:16", "N": "i32:16"}),
-        Specimen("16", {"winners": "*i16", "owners": "*i32", "turned": "*i16", "S": "i32", "N": "i32"}),
-        Specimen("32", {"winners": "*i32", "owners": "*i32", "turned": "*i32", "S": "i32", "N": "i32"}),
+    + tuple(
+        Row("interpreter", f"{ragged}{bits}", {"BLOCK_S": 8, "BLOCK_N": 4})
+        for ragged in RAGGED.values()
+        for bits in (16, 32)
+    ),
+    tuple(
+        Specimen(
+            f"{ragged}{bits}",
+            {
+                **dict.fromkeys(("winners", "turned"), f"*i{bits}"),
+                "owners": "*i32",
+                **dict.fromkeys(("row_units", "document_units"), "i32"),
+                "UNIT": unit,
+            },
+        )
+        for unit, ragged in RAGGED.items()
+        for bits in (16, 32)
     ),
 )
 """Winners (N, S) from winners (S, N)."""
@@ -219,23 +244,28 @@ ENTRIES = Kernel(
     _entries_by_tile,
     # 16 winners for each of 128 threads: two loads of 16 bytes where they have 16 bits.
     (
-        *(Row(device, "winners", {"BLOCK_E": 2048}) for device in DEVICES),
-        Row("interpreter", "winners", {"BLOCK_E": 16}),
+        *(
+            Row(device, f"{ragged}winners", {"BLOCK_E": 2048}, wide_loads=not ragged)
+            for ragged in RAGGED.values()
+            for device in DEVICES
+        ),
+        *(Row("interpreter", f"{ragged}winners", {"BLOCK_E": 16}) for ragged in RAGGED.values()),
     ),
     tuple(
         Specimen(
-            "winners",
+            f"{ragged}winners",
             {
                 "winners": winners,
                 "bounds": bounds,
                 **_SPANS,
                 "entries": entries,
                 "ranges": entries,
-                "tiles": "i32",
-                "width": "i32:16",
+                **dict.fromkeys(("tiles", "units"), "i32"),
+                "UNIT": unit,
                 "BLOCK_T": 32,
             },
         )
+        for unit, ragged in RAGGED.items()
         for winners, entries, bounds in (("*i16", "*i32", None), ("*i32", "*i32", "*i64"), ("*i16", "*i64", None))
     ),
 )

@@ -8,32 +8,25 @@ import triton.language as tl
 from torch import Tensor
 
 from lateinteraction.kernels.gpu.configurations import (
+    RAGGED,
     Architecture,
     Kernel,
     Row,
     Specimen,
-    architecture_of,
     ceil_div,
     device_of,
     launch,
+    unit_of,
 )
 from lateinteraction.kernels.gpu.sums import sum_per_query
 from lateinteraction.kernels.gpu.tiles import larger, maximum
 from lateinteraction.kernels.gpu.walk import documents_per_program, find_step, plan_walk, store_empty
 from lateinteraction.kernels.operands import CentroidTable
 
-ALIGNED = 16
-"""Where this divides the number of query tokens, rows of a table begin where 16 bytes can be read at once."""
-
 _REGIMES = {torch.uint8: "bytes", torch.float32: "floats"}
 
 
-def unit_of(tokens: int) -> int:
-    """What the number of query tokens is told to a kernel in units of, so that it knows how rows are aligned."""
-    return ALIGNED if tokens % ALIGNED == 0 else 1
-
-
-@triton.jit(do_not_specialize=["units", "N", "count"])
+@triton.jit(do_not_specialize=["item_stride", "end_stride", "units", "N", "count"])
 def _centroid_maxima(
     values,
     steps,
@@ -81,12 +74,13 @@ def _centroid_maxima(
 def centroid_interaction(table: CentroidTable, query_spans: Tensor, codes: Tensor, document_spans: Tensor) -> Tensor:
     """As `kernels.form.Form.centroid_interaction`."""
     values, tokens = table.values, table.values.shape[1]
-    device = device_of(values, table.steps, table.lows, query_spans, codes, document_spans)
+    operands = {"table": values, "steps": table.steps, "lows": table.lows}
+    device = device_of({**operands, "query spans": query_spans, "codes": codes, "document spans": document_spans})
     if values.dtype not in _REGIMES or (values.dtype == torch.uint8) != (table.steps is not None):
         raise TypeError(f"tables are float32, or uint8 with steps and lows, not {values.dtype}")
     unit = unit_of(tokens)
-    regime = _REGIMES[values.dtype] if unit == ALIGNED else f"ragged {_REGIMES[values.dtype]}"
-    row = CENTROID_MAXIMA.row(architecture_of(device), regime).tiles
+    regime = f"{RAGGED[unit]}{_REGIMES[values.dtype]}"
+    row = CENTROID_MAXIMA.row(device, regime).tiles
     tiles = ceil_div(tokens, row["BLOCK_N"])
 
     def write_maxima(maxima: Tensor, spans: Tensor) -> None:
@@ -129,7 +123,7 @@ CENTROID_MAXIMA = Kernel(
         *(Row(device, "ragged floats", _tiles(32), 1, 3, wide_loads=False) for device in _DEVICES),
         *(
             Row("interpreter", f"{kind}{each}", {"BLOCK_M": 4, "BLOCK_N": 8, "GROUP": 4, "STAGES": 1})
-            for kind in ("", "ragged ")
+            for kind in RAGGED.values()
             for each in _REGIMES.values()
         ),
     ),
@@ -142,16 +136,12 @@ CENTROID_MAXIMA = Kernel(
                 "lows": steps,
                 "codes": "*i32",
                 "spans": "*i64",
-                "item_stride": 1,
-                "end_stride": 1,
                 "maxima": "*fp32",
-                "units": "i32",
-                "N": "i32",
-                "count": "i32",
+                **dict.fromkeys(("item_stride", "end_stride", "units", "N", "count"), "i32"),
                 "UNIT": unit,
             },
         )
-        for kind, unit in (("", ALIGNED), ("ragged ", 1))
+        for unit, kind in RAGGED.items()
         for regime, values, steps in (("bytes", "*u8", "*fp32"), ("floats", "*fp32", None))
     ),
 )

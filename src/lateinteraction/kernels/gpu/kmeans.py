@@ -264,10 +264,10 @@ NARROW = 256
 """Dimensions, padded, up to which a program sums 16 tokens at once."""
 
 
-def _check(values: Tensor, centroids: Tensor, *others: Tensor) -> torch.device:
+def _check(values: Tensor, centroids: Tensor, codes: Tensor | None = None) -> torch.device:
     if values.dtype not in FLOATS or centroids.dtype != torch.float32:
         raise TypeError(f"tokens of {values.dtype} and centroids of {centroids.dtype}; floats and float32 can be")
-    return device_of(values, centroids, *others)
+    return device_of({"values": values, "centroids": centroids, "codes": codes})
 
 
 @triton.jit

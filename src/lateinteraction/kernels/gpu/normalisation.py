@@ -77,7 +77,7 @@ def inverse_norms(values: Tensor) -> Tensor:
     Raises:
         TypeError: a dtype, width or device that the kernel does not take.
     """
-    device = device_of(values)
+    device = device_of({"values": values})
     check_floats(values)
     R, D = values.shape
     norms = values.new_empty(R, dtype=torch.float32)

@@ -59,7 +59,7 @@ def write_pairs(
         winners: (P, queries.longest); without pairs (S, N), of all rows of the queries' values.
         first_place: the place of the first pair.
     """
-    device = device_of(*tensors_of(queries, documents), pairs, scores, winners)
+    device = device_of({**tensors_of(queries, documents), "pairs": pairs})
     regime = _regime(queries, documents)
     pair_item, pair_side = (0, 0) if pairs is None else pairs.stride()
     winner_strides = (0, 0) if winners is None else winners.stride()
@@ -230,7 +230,7 @@ PAIR_SCORES = Kernel(
         Row("sm_80", "int8 long", _LONG, warps=8, matrix="mma.sync"),
         Row("sm_80", "int8 wide", _WIDE, warps=8, matrix="mma.sync"),
         Row("sm_80", "single", _SINGLE),
-        Row("sm_80", "mixed", _SINGLE, wide_loads=False),
+        Row("sm_80", "mixed", _SINGLE),
         Row("sm_90", "half", _SHORT, matrix="wgmma"),
         Row("sm_90", "half long", _LONG, warps=8, matrix="wgmma"),
         Row("sm_90", "half wide", _WIDE, warps=8, matrix="wgmma"),
@@ -238,7 +238,7 @@ PAIR_SCORES = Kernel(
         Row("sm_90", "int8 long", _LONG, warps=8, matrix="wgmma"),
         Row("sm_90", "int8 wide", _WIDE, warps=8, matrix="wgmma"),
         Row("sm_90", "single", _SINGLE),
-        Row("sm_90", "mixed", _SINGLE, wide_loads=False),
+        Row("sm_90", "mixed", _SINGLE),
         Row("sm_100", "half", _SHORT, matrix="tcgen05"),
         Row("sm_100", "half long", _LONG, warps=8, matrix="tcgen05"),
         Row("sm_100", "half wide", _WIDE, warps=8, matrix="tcgen05"),
@@ -247,7 +247,7 @@ PAIR_SCORES = Kernel(
         Row("sm_100", "int8 wide", _WIDE, warps=8, matrix="mma.sync"),
         Row("sm_100", "single", _SINGLE),
         # From 64 rows on Triton 3.7.1 multiplies float32 that was narrower in memory in TF32, whatever it is asked for.
-        Row("sm_100", "mixed", _SINGLE | {"BLOCK_M": 32}, wide_loads=False),
+        Row("sm_100", "mixed", _SINGLE | {"BLOCK_M": 32}),
         Row("gfx942", "half", _SHORT, stages=2, matrix="mfma"),
         Row("gfx942", "half long", _LONG, stages=2, matrix="mfma"),
         Row("gfx942", "half wide", _WIDE, stages=2, matrix="mfma"),
@@ -273,6 +273,5 @@ PAIR_SCORES = Kernel(
         Specimen("single", _call("*fp32")),
         Specimen("single", _call("*fp32", winners="*i16", scaled=True, LONG=True, D=1024)),
         Specimen("mixed", _call("*fp32", document_values="*bf16")),
-        Specimen("mixed", _call("*i8", document_values="*fp16", query_scales="*fp32")),
     ),
 )

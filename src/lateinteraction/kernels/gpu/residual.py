@@ -14,18 +14,18 @@ from torch import Tensor
 
 from lateinteraction.kernels.gpu.buckets import load_weights, split_last, tiles_of, weights_of
 from lateinteraction.kernels.gpu.configurations import (
+    ALIGNED,
     Architecture,
     Kernel,
     MatrixInstruction,
     Row,
     Specimen,
-    architecture_of,
     ceil_div,
     device_of,
     launch,
     precision_of,
+    unit_of,
 )
-from lateinteraction.kernels.gpu.interaction import ALIGNED, unit_of
 from lateinteraction.kernels.gpu.sums import sum_per_query
 from lateinteraction.kernels.gpu.tiles import add_products, larger, load_rows, maximum
 from lateinteraction.kernels.gpu.walk import documents_per_program, find_step, plan_walk, store_empty
@@ -60,7 +60,7 @@ def _query_tiles(values, rows, first, D: tl.constexpr, PARTS: tl.constexpr, BLOC
     return split_last(tl.reshape(tile, (rows.shape[0], BLOCK_W, PARTS)), PARTS)
 
 
-@triton.jit(do_not_specialize=["units", "N", "count"])
+@triton.jit(do_not_specialize=["item_stride", "end_stride", "units", "N", "count"])
 def _residual_maxima(
     query_values,
     scores,
@@ -131,7 +131,8 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
             are not float32.
     """
     values, tokens = queries.values, scores.shape[1]
-    device = device_of(values, scores, codec.weights, *documents, queries.spans)
+    operands = {"query values": values, "query spans": queries.spans, "scores": scores, "weights": codec.weights}
+    device = device_of({**operands, **{f"document {name}": each for name, each in documents._asdict().items()}})
     precision = precision_of(values, values)
     if queries.scales is not None or precision == "int8":
         raise TypeError(f"queries of {values.dtype} with scales: scores of centroids are of the tokens themselves")
@@ -141,7 +142,7 @@ def residual_maxsim(queries: Tokens, scores: Tensor, codec: Codec, documents: Co
     width = word_width(bits, documents.residuals.shape[1])
     words = documents.residuals if width == 1 else documents.residuals.view(torch.int16)
     regime = f"{bits} bits, {_queries(precision, *values.shape)}"
-    row = RESIDUAL_MAXIMA.row(architecture_of(device), regime).tiles
+    row = RESIDUAL_MAXIMA.row(device, regime).tiles
     tiles = ceil_div(tokens, row["BLOCK_N"])
 
     def write_maxima(maxima: Tensor, spans: Tensor) -> None:
@@ -213,7 +214,8 @@ def _row(device: Architecture, bits: int, queries: str) -> Row:
     }
     matrix = _MATRIX[device] if not single or not nvidia else None
     # Norms of 16 bits are read one by one; where they are not, nothing is read in pieces.
-    return Row(device, f"{bits} bits, {queries}", tiles, 4, stages, matrix, wide_loads=queries == "halves")
+    wide_loads = True if queries == "halves" else "some"
+    return Row(device, f"{bits} bits, {queries}", tiles, 4, stages, matrix, wide_loads)
 
 
 def _specimen(bits: int, queries: str, values: str, norms: str, unit: int = ALIGNED, dimension: int = 128) -> Specimen:
@@ -229,12 +231,8 @@ def _specimen(bits: int, queries: str, values: str, norms: str, unit: int = ALIG
             "residuals": "*u8" if width == 1 else "*i16",
             "inverse_norms": norms,
             "spans": "*i64",
-            "item_stride": 1,
-            "end_stride": 1,
             "maxima": "*fp32",
-            "units": "i32",
-            "N": "i32",
-            "count": "i32",
+            **dict.fromkeys(("item_stride", "end_stride", "units", "N", "count"), "i32"),
             "UNIT": unit,
             "D": dimension,
             "WORDS": count // width,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lateinteraction.kernels.gpu.configurations import Kernel, Row, Specimen, ceil_div, device_of, launch
+from lateinteraction.kernels.gpu.configurations import Kernel, Row, Specimen, aligned, ceil_div, device_of, launch
 from lateinteraction.kernels.gpu.keys import store_scores
 
 MAXIMA_BYTES = 2**28
@@ -37,7 +37,7 @@ def sum_per_query(
 
 def pieces(documents: int, tokens: int) -> Iterator[slice]:
     """Ranges of documents whose maxima with so many query tokens can be held at once."""
-    step = max(1, MAXIMA_BYTES // (4 * max(1, tokens)))
+    step = aligned(MAXIMA_BYTES // (4 * max(1, tokens)))
     for first in range(0, documents, step):
         yield slice(first, min(documents, first + step))
 
@@ -47,7 +47,7 @@ def write_sums(maxima: Tensor, query_spans: Tensor, scores: Tensor, first_place:
 
     Scores are float32, or int64 for keys (`kernels.gpu.keys`) with places from first_place on.
     """
-    device = device_of(maxima, query_spans, scores)
+    device = device_of({"maxima": maxima, "query spans": query_spans, "scores": scores})
     arguments = {
         "maxima": maxima,
         "S": maxima.shape[1],

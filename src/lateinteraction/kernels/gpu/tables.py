@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lateinteraction.kernels.gpu.configurations import (
     INTERPRETED,
+    RAGGED,
     Architecture,
     Kernel,
     Row,
@@ -16,6 +17,7 @@ from lateinteraction.kernels.gpu.configurations import (
     ceil_div,
     device_of,
     launch,
+    unit_of,
 )
 from lateinteraction.kernels.gpu.keys import LEAST, as_keys, scores_and_places
 from lateinteraction.kernels.gpu.tiles import add_products, load_rows, no_products
@@ -44,7 +46,7 @@ def centroid_scores(query_values: Tensor, centroids: Tensor) -> Tensor:
     Raises:
         TypeError: query tokens that are not floats, or centroids that are not float32.
     """
-    device = device_of(query_values, centroids)
+    device = device_of({"query values": query_values, "centroids": centroids})
     if query_values.dtype not in FLOATS or centroids.dtype != torch.float32:
         raise TypeError(f"tokens of {query_values.dtype} and centroids of {centroids.dtype}; floats and float32 can be")
     (tokens, dimension), count = query_values.shape, centroids.shape[0]
@@ -128,13 +130,15 @@ def quantise_table(scores: Tensor) -> CentroidTable:
     Raises:
         TypeError: scores that are not float32.
     """
-    device = device_of(scores)
+    device = device_of({"scores": scores})
     if scores.dtype != torch.float32:
         raise TypeError(f"scores of {scores.dtype}; a table is float32")
     count, tokens = scores.shape
     lows, highs = torch.aminmax(scores, dim=0)  # exact in any order
     values, steps = scores.new_empty((count, tokens), dtype=torch.uint8), torch.empty_like(lows)
-    block_k, block_s = (QUANTISED_TABLE.tile(device, "table", name) for name in ("BLOCK_K", "BLOCK_S"))
+    unit = unit_of(tokens)
+    regime = f"{RAGGED[unit]}table"
+    block_k, block_s = (QUANTISED_TABLE.tile(device, regime, name) for name in ("BLOCK_K", "BLOCK_S"))
     arguments = {
         "scores": scores,
         "lows": lows,
@@ -142,16 +146,29 @@ def quantise_table(scores: Tensor) -> CentroidTable:
         "values": values,
         "steps": steps,
         "K": count,
-        "S": tokens,
+        "units": tokens // unit,
+        "UNIT": unit,
     }
-    launch(QUANTISED_TABLE, device, "table", ceil_div(count, block_k) * ceil_div(tokens, block_s), arguments)
+    launch(QUANTISED_TABLE, device, regime, ceil_div(count, block_k) * ceil_div(tokens, block_s), arguments)
     return CentroidTable(values, steps, lows)
 
 
-@triton.jit(do_not_specialize=["K"])
-def _quantised_table(scores, lows, highs, values, steps, K, S, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr):
+@triton.jit(do_not_specialize=["K", "units"])
+def _quantised_table(
+    scores,
+    lows,
+    highs,
+    values,
+    steps,
+    K,
+    units,
+    UNIT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
     program = tl.program_id(0)
-    tiles = tl.cdiv(S, BLOCK_S)
+    S = tl.cast(units, tl.int64) * UNIT
+    tiles = tl.cast(tl.cdiv(S, BLOCK_S), tl.int32)
     k = tl.cast(program // tiles, tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     s = tl.cast(program % tiles, tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     column = s < S
@@ -174,22 +191,24 @@ QUANTISED_TABLE = Kernel(
     _quantised_table,
     # A thread has 16 scores of one centroid where columns allow, and writes them as 16 bytes.
     (
-        *(Row(device, "table", {"BLOCK_K": 64, "BLOCK_S": 32}) for device in _DEVICES),
-        Row("interpreter", "table", {"BLOCK_K": 16, "BLOCK_S": 4}),
-    ),
-    (
-        Specimen(
-            "table",
-            {
-                "scores": "*fp32",
-                "lows": "*fp32",
-                "highs": "*fp32",
-                "values": "*u8",
-                "steps": "*fp32",
-                "K": "i32",
-                "S": "i32:16",
-            },
+        *(
+            Row(device, f"{ragged}table", {"BLOCK_K": 64, "BLOCK_S": 32}, wide_loads=not ragged)
+            for ragged in RAGGED.values()
+            for device in _DEVICES
         ),
+        *(Row("interpreter", f"{ragged}table", {"BLOCK_K": 16, "BLOCK_S": 4}) for ragged in RAGGED.values()),
+    ),
+    tuple(
+        Specimen(
+            f"{ragged}table",
+            {
+                **dict.fromkeys(("scores", "lows", "highs", "steps"), "*fp32"),
+                "values": "*u8",
+                **dict.fromkeys(("K", "units"), "i32"),
+                "UNIT": unit,
+            },
+        )
+        for unit, ragged in RAGGED.items()
     ),
 )
 """A table between the extremes of its columns."""
@@ -209,7 +228,7 @@ def probe(scores: Tensor, nprobe: int) -> Tensor:
     Raises:
         TypeError: scores that are not float32.
     """
-    device = device_of(scores)
+    device = device_of({"scores": scores})
     if scores.dtype != torch.float32:
         raise TypeError(f"scores of {scores.dtype}; a table is float32")
     count, tokens = scores.shape
@@ -217,15 +236,17 @@ def probe(scores: Tensor, nprobe: int) -> Tensor:
     block = block_of(count) if nprobe <= MOST_ROUNDS else 1
     blocks = ceil_div(count, block)
     best = scores.new_empty((tokens, blocks), dtype=torch.int64)
-    regime = "blocks" if block > 1 else "all"
+    unit = unit_of(tokens)
+    regime = f"{RAGGED[unit]}{'blocks' if block > 1 else 'all'}"
     block_k, block_s = (BEST_OF_BLOCKS.tile(device, regime, name) for name in ("BLOCK_K", "BLOCK_S"))
     programs = ceil_div(count, max(block, block_k)) * ceil_div(tokens, block_s)
-    sizes = {"K": count, "S": tokens, "blocks": blocks, "BLOCK": block}
-    launch(BEST_OF_BLOCKS, device, regime, programs, {"scores": scores, "best": best, **sizes})
+    sizes = {"K": count, "blocks": blocks, "BLOCK": block}
+    units = {"units": tokens // unit, "UNIT": unit}
+    launch(BEST_OF_BLOCKS, device, regime, programs, {"scores": scores, "best": best, **sizes, **units})
     if block == 1:
         return LAST_PLACE - (torch.topk(best, nprobe, dim=1).values & LAST_PLACE)  # no two keys are equal
     found = scores.new_empty((tokens, nprobe), dtype=torch.int64)
-    arguments = {"scores": scores, "best": best, "found": found, **sizes, "nprobe": nprobe}
+    arguments = {"scores": scores, "best": best, "found": found, **sizes, "S": tokens, "nprobe": nprobe}
     launch(BEST_CENTROIDS, device, "table", tokens, {**arguments, "BLOCKS": max(16, triton.next_power_of_2(blocks))})
     return found
 
@@ -235,10 +256,21 @@ def block_of(count: int) -> int:
     return max(32, 1 << (round(count**0.5) - 1).bit_length())
 
 
-@triton.jit(do_not_specialize=["K", "blocks"])
-def _best_of_blocks(scores, best, K, S, blocks, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr):
+@triton.jit(do_not_specialize=["K", "units", "blocks"])
+def _best_of_blocks(
+    scores,
+    best,
+    K,
+    units,
+    blocks,
+    UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     program = tl.program_id(0)
-    tiles = tl.cdiv(S, BLOCK_S)
+    S = tl.cast(units, tl.int64) * UNIT
+    tiles = tl.cast(tl.cdiv(S, BLOCK_S), tl.int32)
     group = tl.cast(program // tiles, tl.int64)
     s = tl.cast(program % tiles, tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     top = tl.full((BLOCK_K, BLOCK_S), _LEAST, tl.int64)
@@ -276,11 +308,24 @@ _SIZES = {"K": "i32", "blocks": "i32"}
 BEST_OF_BLOCKS = Kernel(
     _best_of_blocks,
     (
-        *(Row(device, regime, {"BLOCK_S": 32, "BLOCK_K": 32}) for regime in ("blocks", "all") for device in _DEVICES),
-        *(Row("interpreter", regime, {"BLOCK_S": 4, "BLOCK_K": 32}) for regime in ("blocks", "all")),
+        *(
+            Row(device, f"{ragged}{regime}", {"BLOCK_S": 32, "BLOCK_K": 32}, wide_loads=not ragged)
+            for ragged in RAGGED.values()
+            for regime in ("blocks", "all")
+            for device in _DEVICES
+        ),
+        *(
+            Row("interpreter", f"{ragged}{regime}", {"BLOCK_S": 4, "BLOCK_K": 32})
+            for ragged in RAGGED.values()
+            for regime in ("blocks", "all")
+        ),
     ),
     tuple(
-        Specimen(regime, {"scores": "*fp32", "best": "*i64", **_SIZES, "S": "i32:16", "BLOCK": block})
+        Specimen(
+            f"{ragged}{regime}",
+            {"scores": "*fp32", "best": "*i64", **_SIZES, "units": "i32", "UNIT": unit, "BLOCK": block},
+        )
+        for unit, ragged in RAGGED.items()
         for regime, block in (("blocks", 256), ("all", 1))
     ),
 )

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lateinteraction.kernels.gpu.configurations import Kernel, Row, Specimen, ceil_div, device_of, launch
+from lateinteraction.kernels.gpu.configurations import ALIGNED, Kernel, Row, Specimen, aligned, ceil_div, launch
 from lateinteraction.kernels.gpu.forward import write_all_pairs
 from lateinteraction.kernels.gpu.keys import LEAST, scores_and_places
 from lateinteraction.kernels.operands import Tokens
@@ -21,13 +21,14 @@ def maxsim_top_k(queries: Tokens, documents: Tokens, k: int) -> tuple[Tensor, Te
     """See `kernels.form.Form.maxsim_top_k`."""
     rows, count = queries.spans.shape[0], documents.spans.shape[0]
     k = min(k, count)
-    chunk = min(count, max(1, KEYS_AT_ONCE // max(1, rows)))
+    chunk = min(count, aligned(KEYS_AT_ONCE // max(1, rows)))
     # The best so far, then those of a chunk. No two keys are equal, so whatever finds the largest finds the same ones.
-    keys = queries.values.new_full((rows, k + chunk), LEAST, dtype=torch.int64)
+    own = ceil_div(k, ALIGNED) * ALIGNED
+    keys = queries.values.new_full((rows, own + chunk), LEAST, dtype=torch.int64)
     for first in range(0, count if k else 0, max(1, chunk)):
         part = documents._replace(spans=documents.spans[first : first + chunk])
-        filled = k + part.spans.shape[0]
-        write_all_pairs(queries, part, keys[:, k:filled], first_place=first)
+        filled = own + part.spans.shape[0]
+        write_all_pairs(queries, part, keys[:, own:filled], first_place=first)
         keys[:, :k] = keys[:, :filled].topk(k, dim=1).values
     return _read(keys[:, :k])
 
@@ -36,7 +37,7 @@ def _read(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Scores and places (Q, k) of keys (Q, k), whose rows may be apart."""
     scores = keys.new_empty(keys.shape, dtype=torch.float32)
     places = keys.new_empty(keys.shape)
-    device = device_of(keys)
+    device = keys.device
     count = keys.numel()
     arguments = {
         "keys": keys.contiguous(),

@@ -21,6 +21,7 @@ from lateinteraction.kernels.gpu.configurations import (
     MatrixInstruction,
     Row,
     Specimen,
+    aligned,
     ceil_div,
     device_of,
     launch,
@@ -46,7 +47,7 @@ def xtr_all_pairs(queries: Tokens, documents: Tokens, k: int) -> tuple[Tensor, T
     Raises:
         TypeError: a dtype or device that the kernels do not take.
     """
-    device = device_of(*tensors_of(queries, documents))
+    device = device_of(tensors_of(queries, documents))
     S, N, R = queries.values.shape[0], len(documents.spans), documents.values.shape[0]
     owners = owners_of(documents)
     similarities = torch.empty(S, N, dtype=torch.float32, device=device)
@@ -55,7 +56,7 @@ def xtr_all_pairs(queries: Tokens, documents: Tokens, k: int) -> tuple[Tensor, T
     # Going through blocks reads all rows twice; it has to leave less than half of the keys.
     selective = blocks + k * BLOCK < R // 2
     held = N + (2 * blocks + k * BLOCK if selective else blocks * BLOCK)
-    chunk = max(1, KEYS_AT_ONCE // max(1, held))
+    chunk = aligned(KEYS_AT_ONCE // max(1, held))
     for first in range(0, S, chunk):
         part = slice(first, min(S, first + chunk))
         scales = None if queries.scales is None else queries.scales[part]
