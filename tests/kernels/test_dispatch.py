@@ -7,6 +7,8 @@ import inspect
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,11 +44,48 @@ def test_device_and_precision_choose(device: str, dtype: torch.dtype, form: str)
     assert choice.reason
 
 
-def test_without_numba_the_eager_twin_computes_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _warned_of_nothing() -> Iterator[None]:
+    dispatch._warn_of_slowness.cache_clear()
+    yield
+    dispatch._warn_of_slowness.cache_clear()
+
+
+@pytest.mark.usefixtures("_warned_of_nothing")
+def test_without_numba_the_eager_twin_computes_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "numba")
-    choice = kernels.form_for("cpu", torch.float32)
+    with pytest.warns(RuntimeWarning, match="numba is not installed"):
+        assert kernels.maxsim_all_pairs(ONE, ONE).tolist() == [[2.0]]
+    choice = kernels.form_for("cpu", torch.float32)  # a second warning would be an error
     assert choice.form == "eager"
     assert "numba is not installed" in choice.reason
+
+
+@pytest.mark.usefixtures("_warned_of_nothing")
+def test_without_numba_nobody_is_warned_who_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are errors here."""
+    without(monkeypatch, "numba")
+    for device, dtype in (("cpu", torch.float64), ("mps", torch.float32), ("cuda", torch.float64)):
+        kernels.form_for(device, dtype)
+    with kernels.use("eager"):
+        kernels.maxsim_all_pairs(ONE, ONE)
+    monkeypatch.setenv(dispatch.VARIABLE, "eager")
+    kernels.maxsim_all_pairs(ONE, ONE)
+
+
+def test_importing_without_numba_warns_of_nothing(tmp_path: Path) -> None:
+    script = (
+        "import importlib.util as util\n"
+        "found = util.find_spec\n"
+        "util.find_spec = lambda name, package=None: None if name == 'numba' else found(name, package)\n"
+        "import torch, lateinteraction.kernels as k\n"
+        "print('imported')\n"
+        "k.form_for('cpu', torch.float32)\n"
+    )
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.stdout.strip() == "imported"
+    assert "numba is not installed" in result.stderr
 
 
 def test_without_triton_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

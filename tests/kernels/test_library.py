@@ -128,6 +128,14 @@ def test_an_operation_with_gradients_is_traced_through_both_ways(name: str) -> N
     torch.library.opcheck(getattr(library, name).operator, SAMPLES[name](), test_utils=["test_aot_dispatch_static"])
 
 
+# What inductor warns of is its own use of torch.
+INDUCTOR = (
+    pytest.mark.deep,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+)
+
+
 def loss(query_values: Tensor, document_values: Tensor) -> Tensor:
     """Everything a training step asks for: tokens from a padded batch, scores of all pairs and of some."""
     queries = kernels.padded(query_values)
@@ -139,7 +147,7 @@ def loss(query_values: Tensor, document_values: Tensor) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.deep)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=INDUCTOR)])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_whole_step_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
     generator = torch.Generator().manual_seed(0)

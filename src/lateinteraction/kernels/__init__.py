@@ -50,8 +50,12 @@ __all__ = [
     "xtr_all_pairs",
 ]
 
-ROWS_PER_LIST = 4096
-"""Rows that `maxsim_listed` packs at a time: 2 MB at 128 dimensions of float32, which stays in cache."""
+ROWS_PER_LIST = 16_384
+"""Rows that `maxsim_listed` packs at a time: work for three threads with a query of 32 tokens.
+
+8 MB at 128 dimensions of float32, which stays in cache. 1,000 documents of 20–300 tokens, one thread, ms of CPU time:
+17 by 4,096 rows, 13.9 by 8,192, 13.2 by 16,384, 14.3 by 65,536, 50 by all.
+"""
 
 
 def maxsim_all_pairs(queries: Tokens, documents: Tokens, *, unit: bool = False) -> Tensor:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,6 +39,8 @@ class Choice(NamedTuple):
 def form_for(device: str, *dtypes: torch.dtype) -> Choice:
     """The form that computes on this kind of device ("cpu", "cuda", "mps", …) with inputs of these dtypes.
 
+    Warns, once, where the host has to do without numba and nobody asked for that.
+
     Raises:
         MissingForm: a forced form does not know the device; Triton is not installed; the variable names no form.
     """
@@ -55,6 +58,7 @@ def form_for(device: str, *dtypes: torch.dtype) -> Choice:
             raise MissingForm('Triton is not installed: pip install "lateinteraction[gpu]", or force the eager form')
         return Choice("gpu", "Triton, compiled for this device")
     if not _installed("numba"):
+        _warn_of_slowness()
         return Choice("eager", "torch operations, several times slower: numba is not installed")
     return Choice("cpu", "numba, compiled for this processor")
 
@@ -83,6 +87,16 @@ def use(form: FormName) -> Iterator[None]:
 def _installed(package: str) -> bool:
     """Whether a package could be imported; looked up once, for it takes longer than scoring a few documents."""
     return importlib.util.find_spec(package) is not None
+
+
+@functools.cache
+def _warn_of_slowness() -> None:
+    warnings.warn(
+        "numba is not installed: on the CPU, scores are computed by torch operations, several times slower. "
+        f"Install numba; or set {VARIABLE}=eager, and nobody will mention it again.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _known(name: str) -> FormName:

@@ -1,43 +1,24 @@
-"""A program of tests: every operation on centroids and residuals, each input at the very end of memory it may read.
+"""A program of tests: every operation on centroids and residuals, in memory that is guarded on both sides (`guards`).
 
-Behind the last byte of each input lies a page that nobody may touch, so that a read beyond it ends the process.
-`python guarded.py overrun` makes one on purpose.
+`python guarded.py front-overrun` and the like break a rule on purpose.
 """
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import sys
 
 import numpy as np
 import torch
-from torch import Tensor
+from guards import MEMORY, break_a_rule, guard_what_kernels_allocate, guarded
 
 from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
-from lateinteraction.kernels.cpu import interaction, kmeans, residual, tables
+from lateinteraction.kernels.cpu import interaction, kmeans, residual, tables, threads
 from lateinteraction.kernels.cpu.processor import processor
 from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens
 
-PROT_NONE = 0
-
 SHAPES = [(1, 1, 1), (3, 1, 2), (5, 2, 7), (33, 31, 17), (9, 32, 16), (40, 33, 33), (70, 100, 8), (65, 129, 128)]
 """Centroids, query tokens, dimensions."""
-
-
-def guarded(array: np.ndarray) -> Tensor:
-    """A copy of an array that ends where a page begins that cannot be read."""
-    array = np.ascontiguousarray(array)
-    pages = -(-array.nbytes // mmap.PAGESIZE)
-    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
-    whole = np.frombuffer(memory, np.uint8)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mprotect(ctypes.c_void_p(whole.ctypes.data + pages * mmap.PAGESIZE), mmap.PAGESIZE, PROT_NONE):
-        raise OSError(ctypes.get_errno(), "mprotect")
-    own = whole[pages * mmap.PAGESIZE - array.nbytes : pages * mmap.PAGESIZE].view(array.dtype).reshape(array.shape)
-    own[...] = array
-    return torch.from_numpy(own)
 
 
 def unit(generator: np.random.Generator, count: int, width: int) -> np.ndarray:
@@ -99,8 +80,7 @@ def check_kmeans(tokens: np.ndarray, centroids: np.ndarray) -> None:
     np.testing.assert_allclose(moved, reference.kmeans_update(eighths[0], codes.numpy(), eighths[1]), rtol=1e-6)
 
 
-def main() -> None:
-    generator = np.random.default_rng(0)
+def check(generator: np.random.Generator) -> None:
     for count, asked, width in SHAPES:
         queries, centroids, tokens = (unit(generator, n, width) for n in (asked, count, 60))
         codes = generator.integers(0, count, 50).astype(np.int32)
@@ -110,10 +90,19 @@ def main() -> None:
             held_out = unit(generator, 30, width)
             check_codec(queries, reference.train_codec(held_out, centroids, bits), tokens, scores)
         check_kmeans(tokens, centroids)
+        MEMORY.check()
+
+
+def main() -> None:
+    for MEMORY.at_end in (True, False):
+        check(np.random.default_rng(0))
     print(processor().lanes)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["overrun"]:
-        ctypes.string_at(guarded(np.ones(3, np.float32)).data_ptr(), 13)
+    guard_what_kernels_allocate()
+    threads.LEAST_WORK = 1  # what threads have of their own is guarded too
+    torch.set_num_threads(2)
+    for rule in sys.argv[1:]:
+        break_a_rule(rule)
     main()

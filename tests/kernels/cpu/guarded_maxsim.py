@@ -1,4 +1,4 @@
-"""A program of tests: every operation on tokens, each input at the very end of memory it may read (see `guarded`).
+"""A program of tests: every operation on tokens, in memory that is guarded on both sides (`guards`).
 
 Prints the shape of the kernels that this processor gets.
 """
@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from guarded import guarded
+from guards import MEMORY, guard_what_kernels_allocate, guarded
 
 from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
 from lateinteraction.kernels import cpu
+from lateinteraction.kernels.cpu import operands, threads
 from lateinteraction.kernels.cpu.processor import processor
 from lateinteraction.kernels.operands import Tokens
 
@@ -91,12 +92,18 @@ def check_gradients(
 
 def main() -> None:
     generator = np.random.default_rng(0)
-    for width in (1, 7, 16, 33, 130):
-        for dtype in DTYPES:
-            check(generator, width, dtype)
+    for MEMORY.at_end in (True, False):
+        for width in (1, 7, 16, 33, 130):
+            for dtype in DTYPES:
+                check(generator, width, dtype)
+                MEMORY.check()
     own = processor()
     print(own.lanes, own.rows, int(own.fused), int(own.byte_dots))
 
 
 if __name__ == "__main__":
+    guard_what_kernels_allocate()
+    operands.BLOCK, operands.FEWEST_PANELS = 1, 1  # queries in several blocks
+    threads.LEAST_WORK = 1  # what threads have of their own is guarded too
+    torch.set_num_threads(2)
     main()

@@ -20,7 +20,7 @@ import torch
 import lateinteraction
 from lateinteraction.kernels import cpu
 from lateinteraction.kernels.cpu import compilation, threads
-from lateinteraction.kernels.cpu.compilation import MachineCode, Program, Store, digest_of, load
+from lateinteraction.kernels.cpu.compilation import MOST_TARGETS, MachineCode, Program, Store, digest_of, load
 from lateinteraction.kernels.cpu.processor import processor
 from lateinteraction.kernels.operands import Tokens
 
@@ -111,11 +111,30 @@ def test_what_is_stored_is_read_back_and_replaces_older_versions(store: Store) -
     assert path is not None
     assert path.parent == store.folders[0]
     assert store.read() == CODE
-    later, other = store._replace(version="v2"), store._replace(stem="some.program-other")
+    later = store._replace(version="v2")
     assert later.read() is None
-    other.write(CODE)
     later.write(MachineCode("symbol", b"newer"))
-    assert (store.read(), later.read(), other.read()) == (None, MachineCode("symbol", b"newer"), CODE)
+    assert (store.read(), later.read()) == (None, MachineCode("symbol", b"newer"))
+
+
+def test_what_was_made_of_other_sources_goes_whatever_the_processor(store: Store) -> None:
+    """And nothing else does: neither other processors of the same sources, nor other programs."""
+    kept = [store._replace(stem="some.program-def", version="v2"), store._replace(stem="some.program_of_bytes-abc")]
+    for each in (store, store._replace(stem="some.program-def"), *kept):
+        each.write(CODE)
+    newest = store._replace(version="v2")
+    newest.write(CODE)
+    assert all(each.read() == CODE for each in (newest, *kept))
+    assert len(programs(store.folders[0])) == 3
+
+
+def test_of_many_processors_those_that_were_seen_last_are_kept(store: Store) -> None:
+    stores = [store._replace(stem=f"some.program-{number}") for number in range(MOST_TARGETS + 3)]
+    for second, each in enumerate(stores):
+        path = each.write(CODE)
+        assert path is not None
+        os.utime(path, (second, second))
+    assert [each.read() is not None for each in stores] == [False] * 3 + [True] * MOST_TARGETS
 
 
 def test_the_first_folder_that_can_be_written_is_used(store: Store) -> None:
@@ -204,6 +223,30 @@ def test_each_processor_has_its_own_program(monkeypatch: pytest.MonkeyPatch, tmp
     own.write(CODE)
     assert other.read() is None
     assert own.read() == CODE
+
+
+@pytest.mark.parametrize("switch", ["NUMBA_OPT", "NUMBA_DEBUGINFO", "NUMBA_BOUNDSCHECK", "NUMBA_OF_TOMORROW"])
+def test_what_numba_is_told_makes_another_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, switch: str) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    Store.of("a.b", processor(), "v").write(CODE)
+    with monkeypatch.context() as told:
+        told.setenv(switch, "0")
+        assert Store.of("a.b", processor(), "v").read() is None
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")  # of no consequence
+    assert Store.of("a.b", processor(), "v").read() == CODE
+    monkeypatch.chdir(tmp_path)
+    Path(".numba_config.yaml").write_text("opt: 0")
+    assert Store.of("a.b", processor(), "v").read() is None
+
+
+@pytest.mark.deep
+def test_a_program_that_was_compiled_slow_is_not_run_fast(tmp_path: Path) -> None:
+    """Nor is the fast one lost when somebody looks for an error."""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert ran(NORMS, **cache) == "0.20000000298023224 True"
+    assert ran(NORMS, NUMBA_OPT="0", **cache) == "0.20000000298023224 True"
+    assert len(programs(tmp_path)) == 2
+    assert ran(NORMS, **cache) == ran(NORMS, NUMBA_OPT="0", **cache) == "0.20000000298023224 False"
 
 
 def test_a_program_that_needs_the_runtime_of_python_is_refused() -> None:
@@ -301,6 +344,44 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), before is None or computed() == before)
 """
     assert ran(code) == "0 True"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_while_a_thread_computes_does_too(tmp_path: Path) -> None:
+    """Or loads a program: no lock is held then by a thread that the child has not got."""
+    code = """
+import os, threading, torch
+from lateinteraction.kernels import cpu
+from lateinteraction.kernels.cpu import threads
+from lateinteraction.kernels.operands import Tokens
+threads.LEAST_WORK = 1
+torch.set_num_threads(2)
+values = torch.arange(40_000.0).reshape(10_000, 4).remainder(7)
+spans = torch.arange(10_001).unfold(0, 2, 1)
+def computed():
+    return cpu.maxsim_all_pairs(Tokens(values[:9], torch.tensor([[0, 9]]), 9), Tokens(values, spans, 1))
+computing, enough = threading.Event(), threading.Event()
+def compute():
+    while not enough.is_set():
+        computed()
+        computing.set()
+thread = threading.Thread(target=compute)
+thread.start()
+if {used_before}:
+    computing.wait()
+codes = []
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        expected = values @ values[:9].sum(dim=0)
+        os._exit(0 if torch.equal(computed()[0], expected) else 1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+enough.set()
+thread.join()
+print(codes)
+"""
+    for used_before in (True, False):
+        assert ran(code.replace("{used_before}", str(used_before))) == str([0] * 20)
 
 
 def test_work_is_shared_out_among_as_many_threads_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:

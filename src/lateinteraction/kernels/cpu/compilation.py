@@ -5,8 +5,8 @@ dispatch, and numba itself, are needed to make it and not to run it. (Measured: 
 function from numba's cache 0.69 s, against 0.07 s for llvmlite and 3 ms for a program.)
 
 A stored program is named by everything that it depends on: every source file of this folder, the versions of the
-compilers, the processor. What is stored for other sources is never read. Where no folder can be written, programs are
-compiled anew in each process.
+compilers, the processor, what numba was told. What is stored for other sources is never read, and goes when something
+newer is stored. Where no folder can be written, programs are compiled anew in each process.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,18 @@ logger = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent
 _PROGRAMS = f"{__package__}.programs"
+
+MOST_TARGETS = 16
+"""Processors (and settings of numba) for which one program is kept at a time, as in a home that machines share."""
+
+_NOT_OF_CODE = "NUMBA_CACHE", "NUMBA_CUDA", "NUMBA_NUM_THREADS", "NUMBA_THREADING"
+"""Beginnings of the environment variables of numba that change no machine code. Any other one might."""
+
+_loading = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # LLVM has a lock too, which a child would wait for in vain if a thread held it that the child has not got. So no
+    # fork happens while a program is being loaded.
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
 class Program:
@@ -47,12 +60,16 @@ class Program:
         self._loaded: Loaded | None = None
 
     def __call__(self, *arguments: int) -> None:
-        loaded = self._loaded  # held until the call returns, since the code goes with it
-        if loaded is None:  # two threads may both load it; a lock would outlive a fork while it is held
-            self._loaded = loaded = load(self._machine_code(), self.arguments)
+        loaded = self._loaded or self._load()  # held until the call returns, since the code goes with it
         result, error = ctypes.c_int64(), ctypes.c_int64()
         if loaded.function(ctypes.byref(result), ctypes.byref(error), *arguments):
             raise RuntimeError(f"the program {self.module}.{self.function} raised")
+
+    def _load(self) -> Loaded:
+        with _loading:
+            if self._loaded is None:
+                self._loaded = load(self._machine_code(), self.arguments)
+            return self._loaded
 
     def _machine_code(self) -> MachineCode:
         sources = digest_of(_SOURCES)
@@ -92,7 +109,8 @@ class Store(NamedTuple):
     @classmethod
     def of(cls, program: str, target: Processor, sources: str) -> Store:
         """The store of a program in the folders of this process."""
-        machine = hashlib.sha256(repr((sys.platform, llvm.get_process_triple(), target)).encode()).hexdigest()
+        compiled_for = sys.platform, llvm.get_process_triple(), target, *_settings()
+        machine = hashlib.sha256(repr(compiled_for).encode()).hexdigest()
         return cls(tuple(_folders()), f"{program}-{machine[:12]}", sources)
 
     def read(self) -> MachineCode | None:
@@ -114,12 +132,20 @@ class Store(NamedTuple):
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _replace(path, _format(machine_code))
-                for other in path.parent.glob(f"{self.stem}-*.program"):
-                    if other != path:
-                        other.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another process may be sweeping
+                    self._sweep(path)
                 return path
         logger.info("no folder takes compiled programs; every process compiles its own")
         return None
+
+    def _sweep(self, kept: Path) -> None:
+        """Remove what the program was for other sources; of other processors keep only what was stored last."""
+        program = self.stem.rpartition("-")[0]
+        others = [path for path in kept.parent.glob(f"{program}-*.program") if path != kept]
+        current = [path for path in others if path.stem.endswith(f"-{self.version}")]
+        current.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in {*others} - {*current[: MOST_TARGETS - 1]}:
+            path.unlink(missing_ok=True)
 
     def _paths(self) -> Iterator[Path]:
         return (folder / f"{self.stem}-{self.version}.program" for folder in self.folders if self.version)
@@ -154,6 +180,15 @@ def digest_of(folder: Path) -> str:
     for compiler in ("numba", "llvmlite"):
         digest.update(importlib.metadata.version(compiler).encode() + b"\0")
     return digest.hexdigest()[:24] if files else ""
+
+
+def _settings() -> Iterator[tuple[str, str]]:
+    """What numba is told beside its defaults, by which its machine code may differ: NUMBA_OPT=0 makes it slow."""
+    yield from sorted(
+        each for each in os.environ.items() if each[0].startswith("NUMBA_") and not each[0].startswith(_NOT_OF_CODE)
+    )
+    with contextlib.suppress(OSError):
+        yield "file", Path(".numba_config.yaml").read_text(errors="replace")
 
 
 def _folders() -> Iterator[Path]:

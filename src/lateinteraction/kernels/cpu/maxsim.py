@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lateinteraction.kernels.cpu.compilation import Program
@@ -12,6 +14,7 @@ from lateinteraction.kernels.cpu.given import given
 from lateinteraction.kernels.cpu.kinds import FLOAT32
 from lateinteraction.kernels.cpu.operands import (
     SPARE,
+    Block,
     Documents,
     Panels,
     address,
@@ -39,8 +42,10 @@ class Scoring(NamedTuple):
     pairs: Tensor | None
     bytewise: bool
 
-    def __call__(self, first: int, last: int, scores: Tensor, winners: Tensor | None = None) -> None:
-        """Score pairs, or every query with documents, first … last − 1 into (last − first,) or (Q, last − first).
+    def __call__(
+        self, first: int, last: int, scores: Tensor, winners: Tensor | None = None, block: Block | None = None
+    ) -> None:
+        """Score pairs, or a block of n queries with documents, first … last − 1: scores (last − first,) or (n, …).
 
         Winners are (S, N) or (P, longest), and only those of first … last − 1 are written.
         """
@@ -49,8 +54,8 @@ class Scoring(NamedTuple):
         query_step = 0 if self.pairs is not None else 4 * scores.stride(0)
         out = given(scores.data_ptr() - 4 * first, 4, query_step, *self._winners(winners))
         pairs = 0 if self.pairs is None else self.pairs.data_ptr()
-        sides = address(self.documents.given), address(self.queries.given)
-        program(*sides, pairs, first, last, memory.data_ptr(), address(out))
+        queries = self.queries.given if block is None else block.given
+        program(address(self.documents.given), address(queries), pairs, first, last, memory.data_ptr(), address(out))
 
     def _winners(self, winners: Tensor | None) -> tuple[int, ...]:
         """As programs take them: address, whether they are int16, bytes from pair to pair and from token to token."""
@@ -70,10 +75,27 @@ class Scoring(NamedTuple):
     def ranges(self) -> list[tuple[int, int]]:
         """Pairs, or documents, shared out among threads."""
         lengths = lengths_of(self.documents.spans)
-        width = self.queries.packed.shape[1] * self.queries.most * processor().panel
         if self.pairs is not None:
             lengths = lengths[self.pairs[:, 1].numpy()]
-        return shares(lengths, float(lengths.sum()) * width)
+        return shares(lengths, self._work(lengths))
+
+    def all_pairs(self, scores: Tensor, winners: Tensor | None) -> None:
+        """Score every query with every document. Threads get some of either, whichever has no item that is too much."""
+        lengths, panels, blocks = lengths_of(self.documents.spans), self.queries.needed, self.queries.blocks()
+
+        def task(own: list[Block], first: int, last: int) -> None:
+            for block in own:
+                self(first, last, scores[block.first : block.last, first:last], winners, block)
+
+        if len(blocks) > 1 and self.queries.most * lengths.sum() < lengths.max(initial=0) * panels.sum():
+            run(lambda first, last: task(blocks[first:last], 0, len(lengths)), shares(panels, self._work(lengths)))
+        else:
+            run(lambda first, last: task(blocks, first, last), self.ranges())
+
+    def _work(self, lengths: NDArray[np.int64]) -> float:
+        """Multiply-adds with documents of these lengths."""
+        panels, steps, lanes = self.queries.packed.shape
+        return float(lengths.sum()) * (panels if self.pairs is None else self.queries.most) * steps * lanes
 
 
 def scoring_of(queries: Tokens, documents: Tokens, pairs: Tensor | None = None) -> Scoring:
@@ -113,7 +135,7 @@ def maxsim_pairs_winners(queries: Tokens, documents: Tokens, pairs: Tensor) -> t
 def _all_pairs(queries: Tokens, documents: Tokens, winners: Tensor | None) -> Tensor:
     scoring = scoring_of(queries, documents)
     scores = room(len(queries.spans), len(documents.spans))
-    run(lambda first, last: scoring(first, last, scores[:, first:last], winners), scoring.ranges())
+    scoring.all_pairs(scores, winners)
     return scores
 
 

@@ -34,8 +34,15 @@ class _Heaps(NamedTuple):
     @classmethod
     def of(cls, queries: int, k: int) -> _Heaps:
         """Room for k hits of each query."""
-        scores, places = room(queries, k), room(queries, k, dtype=torch.int64)
-        return cls(scores, places, given(scores.data_ptr(), places.data_ptr(), queries, k))
+        return cls._around(room(queries, k), room(queries, k, dtype=torch.int64))
+
+    def part(self, first: int, last: int) -> _Heaps:
+        """Those of queries first … last − 1."""
+        return self._around(self.scores[first:last], self.places[first:last])
+
+    @classmethod
+    def _around(cls, scores: Tensor, places: Tensor) -> _Heaps:
+        return cls(scores, places, given(scores.data_ptr(), places.data_ptr(), *scores.shape))
 
 
 def maxsim_top_k(queries: Tokens, documents: Tokens, k: int) -> tuple[Tensor, Tensor]:
@@ -56,12 +63,14 @@ def maxsim_top_k(queries: Tokens, documents: Tokens, k: int) -> tuple[Tensor, Te
 
 def _scan(scoring: Scoring, first: int, last: int, heaps: _Heaps) -> None:
     """Fill heaps from documents first … last − 1."""
-    queries, k = heaps.scores.shape
     if not heaps.scores.numel():
         return
-    at_a_time = max(1, SCORES_AT_A_TIME // queries)
-    scores = room(queries, at_a_time)
+    blocks = [(block, heaps.part(block.first, block.last)) for block in scoring.queries.blocks()]
+    most, k = max(len(part.scores) for _, part in blocks), heaps.scores.shape[1]
+    at_a_time = max(1, SCORES_AT_A_TIME // most)
+    scores = room(most, at_a_time)
     for start in range(first, last, at_a_time):
         count = min(at_a_time, last - start)
-        scoring(start, start + count, scores[:, :count])
-        _OFFER(scores.data_ptr(), 4 * at_a_time, start, count, address(heaps.given), min(k, start - first))
+        for block, part in blocks:
+            scoring(start, start + count, scores[: len(part.scores), :count], block=block)
+            _OFFER(scores.data_ptr(), 4 * at_a_time, start, count, address(part.given), min(k, start - first))

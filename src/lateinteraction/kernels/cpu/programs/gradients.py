@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from lateinteraction.kernels.cpu.kinds import FLOAT32
 from lateinteraction.kernels.cpu.programs import vector as v
 from lateinteraction.kernels.cpu.programs.compiler import part
@@ -66,7 +68,7 @@ def _finish(own: Any, row: int, unit: int, sums: int, out: int, room: int) -> No
 
 
 _visits_at = numbers(4)
-_weights_at = numbers(7)
+_weights_at = numbers(8)
 
 
 def _gradient(of_queries: bool) -> Any:
@@ -77,7 +79,8 @@ def _gradient(of_queries: bool) -> Any:
         visits: how many of the other side there are; pairs int64 (P, 2), the numbers of pairs by owner, int64 (P,), and
             where each owner's begin, int64 (owners + 1,), which is 0 where all visit all.
         weights: winners, whether they are int16, and bytes from a pair to the next and a token to the next (as in
-            `maxsim`); upstream float32, and bytes from a pair to the next and a query to the next.
+            `maxsim`); upstream float32, and bytes from a pair to the next and a query to the next; an int64 that
+            becomes 1 where a winner is no token of its document, which is then left out.
         unit: whether scales are inverse norms.
         out: zeros, for the gradient.
         room: for 2 · dimension float32, and behind them the longest owner's rows unless they are float32.
@@ -87,11 +90,15 @@ def _gradient(of_queries: bool) -> Any:
     def visit(own: Any, other: Any, own_first: int, own_last: int, span: Any, weight: Any, sums: int) -> None:
         dimension, (values, kind, scales, scale_step) = own[2], other
         other_first, other_last = span
-        winners, short, token_step, upstream = weight
-        tokens = own_last - own_first if of_queries else other_last - other_first
+        winners, short, token_step, upstream, wrong = weight
+        tokens, length = own_last - own_first, other_last - other_first
+        if not of_queries:
+            tokens, length = length, tokens
         for token in range(tokens):
             winner = _winner(winners + token * token_step, short)
-            if winner < 0:
+            if np.uint64(winner) >= np.uint64(length):
+                if winner != -1:
+                    int64s(wrong)[0] = 1
                 continue
             own_row, row = (token, other_first + winner) if of_queries else (winner, other_first + token)
             factor = float32s(upstream)[0] * scale_of(scales, scale_step, row)
@@ -104,7 +111,7 @@ def _gradient(of_queries: bool) -> Any:
         values, kind, dimension, scales, scale_step, spans, _ = documents_at(own)
         other_values, other_kind, _, other_scales, other_scale_step, other_spans, _ = documents_at(other)
         others, pairs, order, bounds = _visits_at(visits)
-        winners, short, winner_step, token_step, upstream, upstream_step, query_step = _weights_at(weights)
+        winners, short, winner_step, token_step, upstream, upstream_step, query_step, wrong = _weights_at(weights)
         owners = values, kind, dimension, scales, scale_step
         visitors = other_values, other_kind, other_scales, other_scale_step
         for owner in range(first, last):
@@ -127,7 +134,7 @@ def _gradient(of_queries: bool) -> Any:
                 found = winners + pair * winner_step
                 if bounds == 0:
                     found += (start if of_queries else span[0]) * token_step
-                weight = found, short, token_step, upstream + pair * upstream_step + query * query_step
+                weight = found, short, token_step, upstream + pair * upstream_step + query * query_step, wrong
                 visit(owners, visitors, start, end, span, weight, sums)
             for row in range(start, end):
                 place = (row - start) * dimension

@@ -1,4 +1,4 @@
-"""Scores, with or without winners: documents pass through the cache once for all query panels, in pieces.
+"""Scores, with or without winners: documents pass through the cache once for each block of query panels, in pieces.
 
 The best similarities of every lane stay in the first-level cache; no table of similarities exists anywhere.
 """
@@ -40,7 +40,7 @@ SPARE = PARTIAL
 documents_at = numbers(7)
 """values, kind, dimension, scales, scale_step, spans, documents."""
 queries_at = numbers(6)
-"""packed, starts, lane_scales, places, queries, panels that are taken at once."""
+"""packed, starts, lane_scales, places, queries, panels that are taken at once; of a block, its own."""
 place_at = numbers(3)
 """Of a query: first lane, tokens, first row of the values."""
 _out_at = numbers(7)
@@ -111,10 +111,10 @@ _sum_of_scaled = summing(_scaled)
 
 
 def _scoring(bytewise: bool, with_winners: bool) -> Any:
-    """A program: scores of pairs `first` … `last` − 1, or of every query with documents `first` … `last` − 1.
+    """A program: scores of pairs `first` … `last` − 1, or of a block of queries with documents `first` … `last` − 1.
 
     Arguments, addresses but for first and last:
-        documents, queries: as `operands` gives them. In listed pairs each query begins a panel of its own.
+        documents, queries: as `operands` gives them; a block of queries, or all where each begins a panel of its own.
         pairs: int64 (P, 2), or 0 for all.
         room: for maxima and, behind them, winners of all lanes, with SPARE more of each, and for a piece of rows.
         out: scores, and bytes from a pair to the next and a query to the next; winners, whether they are int16, and
@@ -139,13 +139,13 @@ def _scoring(bytewise: bool, with_winners: bool) -> Any:
         rows = best + 4 * (panels * PANEL + SPARE)
         document = values, kind, dimension, scales, scale_step
         for item in range(first, last):
-            own, first_query, last_query, first_panel, last_panel = item, 0, count, 0, panels
+            own, first_query, last_query = item, 0, count
             if pairs != 0:
                 first_query, own = int64s(pairs)[2 * item], int64s(pairs)[2 * item + 1]
                 last_query = first_query + 1
-                lane, tokens, _ = place_at(places + first_query * 24)
-                first_panel = lane // PANEL
-                last_panel = first_panel + (tokens + PANEL - 1) // PANEL
+            lane, tokens, _ = place_at(places + first_query * 24)
+            first_panel = lane // PANEL
+            last_panel = first_panel + ((tokens + PANEL - 1) // PANEL if pairs != 0 else panels)
             start, end = int64s(spans)[2 * own], int64s(spans)[2 * own + 1]
             own_panels = packed, starts, first_panel, last_panel
             maximise(document, start, end, own_panels, maxima, best, rows)

@@ -1,7 +1,7 @@
 """Query tokens as the micro-kernels want them: panels [steps][PANEL] of 32-bit numbers, one token to a lane.
 
-Lanes are given out in the order of the spans: without gaps, so that all queries together are as few panels as can be;
-or from a new panel for each query, so that one can be had without the others. Lanes that nobody has must be 0 before.
+Lanes are given out in the order of the spans, and from a new panel at the beginning of each block of queries: those of
+a block are as few panels as can be, and can be had without the others. Lanes that nobody has must be 0 before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def pack(
     scales: int,
     spans: int,
     queries: int,
-    apart: int,
+    block: int,
     places: int,
     packed: int,
     row: int,
@@ -29,7 +29,7 @@ def pack(
     Args:
         values: rows of this kind and dimension; scales of them at `scales`, or 0.
         spans: int64 (queries, 2).
-        apart: whether each query begins a panel.
+        block: how many queries are a block.
         places: for int64 (queries, 3): first lane, tokens, first row of values.
         packed: for float32 [panels][dimension][PANEL].
         row: room for a row of float32.
@@ -37,7 +37,7 @@ def pack(
     numbers = float32s(row)
     lane = 0
     for query in range(queries):
-        lane = _place(spans, query, apart, lane, places)
+        lane = _place(spans, query, block, lane, places)
         for token in range(int64s(spans)[2 * query], int64s(spans)[2 * query + 1]):
             widen(kind, (values + token * dimension * size_of(kind), dimension, row))
             scale = float32s(scales)[token] if scales != 0 else 1.0
@@ -53,7 +53,7 @@ def pack_bytes(
     scales: int,
     spans: int,
     queries: int,
-    apart: int,
+    block: int,
     places: int,
     packed: int,
     starts: int,
@@ -68,7 +68,7 @@ def pack_bytes(
     steps = (dimension + PER_STEP - 1) // PER_STEP
     lane = 0
     for query in range(queries):
-        lane = _place(spans, query, apart, lane, places)
+        lane = _place(spans, query, block, lane, places)
         for token in range(int64s(spans)[2 * query], int64s(spans)[2 * query + 1]):
             scale = float32s(scales)[token] if scales != 0 else 1.0
             float32s(lane_scales)[lane] = scale
@@ -79,9 +79,9 @@ def pack_bytes(
 
 
 @part
-def _place(spans: int, query: int, apart: int, lane: int, places: int) -> int:
+def _place(spans: int, query: int, block: int, lane: int, places: int) -> int:
     first, last = int64s(spans)[2 * query], int64s(spans)[2 * query + 1]
-    if apart != 0:
+    if query % block == 0:
         lane = (lane + PANEL - 1) // PANEL * PANEL
     int64s(places)[3 * query] = lane
     int64s(places)[3 * query + 1] = last - first
