@@ -30,7 +30,10 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 Embeddings = TokenEmbeddings[NDArray[np.floating]]
 seeds = st.integers(0, 2**32 - 1)
 WIDTHS = (1, 3, 8, 17, 33)
-law = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+law = settings(
+    max_examples=min(200, settings.default.max_examples),  # one form of the three is interpreted
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 @frozen

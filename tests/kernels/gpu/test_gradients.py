@@ -30,7 +30,11 @@ Make = Callable[..., Any]
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 seeds = st.integers(0, 2**32 - 1)
-law = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+law = settings(
+    max_examples=max(25, settings.default.max_examples // 5),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+"""The interpreter takes a tenth of a second for an example."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-7, torch.float16: 2**-11}
 """What one rounding may change, relative to the value: to nearest, but the interpreter cuts bfloat16 off."""
