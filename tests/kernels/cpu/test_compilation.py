@@ -33,8 +33,9 @@ print(float(cpu.inverse_norms(torch.tensor([[3, 4]], dtype=torch.int8))), "numba
 
 
 def ran(code: str, **variables: str) -> str:
-    """What a new process prints."""
-    own = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    """What a new process prints. Its lines are not counted: a fork while a thread counts one would wait for ever."""
+    foreign = ("NUMBA_CACHE_DIR", "COVERAGE_PROCESS")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=own | variables, capture_output=True, text=True, check=False, timeout=120
     )

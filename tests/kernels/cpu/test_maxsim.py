@@ -152,7 +152,7 @@ def test_gradients_of_pairs_are_those_of_all_pairs_with_weights(seed: int, unit:
     _, winners = cpu.maxsim_all_pairs_winners(queries, documents)
     expected = cpu.maxsim_all_pairs_gradients(queries, documents, winners, torch.from_numpy(upstream), unit=unit)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)

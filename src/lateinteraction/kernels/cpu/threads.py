@@ -33,8 +33,8 @@ def shares(weights: NDArray[np.int64], work: float) -> list[tuple[int, int]]:
         return [(0, len(weights))]
     ends = np.cumsum(weights)
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, threads) / threads, side="left") + 1
-    bounds = np.unique(np.concatenate([[0], cuts.clip(max=len(weights)), [len(weights)]]))
-    return [(int(first), int(last)) for first, last in itertools.pairwise(bounds)]
+    # Not np.unique: it imports a module when first called, and a child forked meanwhile would wait for that import.
+    return list(itertools.pairwise(sorted({0, *map(int, cuts.clip(max=len(weights))), len(weights)})))
 
 
 def run(task: Callable[[int, int], None], ranges: list[tuple[int, int]]) -> None:
