@@ -41,6 +41,12 @@ def compiled(path: str, function: Function) -> bool:
     return jit or path.startswith("kernels/cpu/programs/")
 
 
+def typed(function: Function) -> bool:
+    """Whether it declares a command, whose parameters are options that a person types one by one."""
+    calls = (each.func for each in function.decorator_list if isinstance(each, ast.Call))
+    return any(isinstance(call, ast.Attribute) and call.attr == "command" for call in calls)
+
+
 def excesses(path: str, tree: ast.Module) -> list[str]:
     """Functions that are too long, or ask for too much."""
     found: list[str] = []
@@ -48,8 +54,8 @@ def excesses(path: str, tree: ast.Module) -> list[str]:
         place = f"{path}:{function.lineno} {function.name}"
         if lines_of(function) > FUNCTION_LINES and not path.startswith("kernels/"):
             found.append(f"{place}: {lines_of(function)} lines")
-        called_by_people = not function.name.startswith("_") and not compiled(path, function)
-        if parameters_of(function) > PARAMETERS and called_by_people:
+        called_in_python = not (function.name.startswith("_") or compiled(path, function) or typed(function))
+        if parameters_of(function) > PARAMETERS and called_in_python:
             found.append(f"{place}: {parameters_of(function)} parameters")
     return found
 

@@ -10,7 +10,7 @@ CROSSINGS = {"cpu", "cuda", "numpy", "tolist", "item", "to", "from_numpy"}
 ALLOWED = (
     "adapters/neural/transfer.py",
     "kernels/cpu/",
-    "adapters/index/segments.py",
+    "adapters/index/payloads.py",
     "adapters/training/checkpoints.py",
     "entrypoints/",
 )

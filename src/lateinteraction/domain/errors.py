@@ -18,6 +18,10 @@
     ├── OutOfMemory            (MemoryError)   one text alone is too much for the device
     ├── WorkerFailed           (RuntimeError)  a worker process that ended or did not answer
     ├── UnreadableFile         (OSError)       a file that cannot be read as what it should be
+    ├── CorruptIndex           (OSError)       a file of an index that is damaged or missing
+    ├── StorageFailed          (OSError)       a write that the system refused: disk full, input or output error
+    ├── IndexLocked            (RuntimeError)  another process or object writes to the index
+    ├── IndexMismatch          (ValueError)    an index of another encoder, width or format than is asked for
     └── InvalidModel           (OSError)       a folder that holds no usable model
         └── ModelMismatch                      weights whose digest is not the expected one
 
@@ -113,6 +117,22 @@ class WorkerFailed(LateInteractionError, RuntimeError):
 
 class UnreadableFile(LateInteractionError, OSError):
     """A file that is absent, not permitted, or not what its name promises."""
+
+
+class CorruptIndex(LateInteractionError, OSError):
+    """A file of an index that is damaged, missing or not what its manifest names."""
+
+
+class StorageFailed(LateInteractionError, OSError):
+    """A write or a read that the operating system refused."""
+
+
+class IndexLocked(LateInteractionError, RuntimeError):
+    """Another process or object holds the right to write."""
+
+
+class IndexMismatch(LateInteractionError, ValueError):
+    """An index that was made with another encoder, another width, or by a newer version of this library."""
 
 
 class InvalidModel(LateInteractionError, OSError):

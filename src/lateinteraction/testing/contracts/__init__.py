@@ -24,7 +24,10 @@ except ModuleNotFoundError as error:
 
 # Before they are imported: failures then show the values compared, as they do in a test file.
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{suite}" for suite in ("encoder", "exact_index", "history", "index", "learning", "scorer", "stores"))
+    *(
+        f"{__name__}.{suite}"
+        for suite in ("encoder", "exact_index", "history", "index", "learning", "scorer", "storage", "stores")
+    )
 )
 
 from lateinteraction.testing.contracts.checks import Conversions, checks_of  # noqa: E402
@@ -33,6 +36,7 @@ from lateinteraction.testing.contracts.exact_index import ExactIndexContract  # 
 from lateinteraction.testing.contracts.index import IndexContract  # noqa: E402
 from lateinteraction.testing.contracts.learning import LossContract, TrainerContract  # noqa: E402
 from lateinteraction.testing.contracts.scorer import MaxSimContract, ScorerContract  # noqa: E402
+from lateinteraction.testing.contracts.storage import StorageContract  # noqa: E402
 from lateinteraction.testing.contracts.stores import (  # noqa: E402
     CandidateSourceContract,
     DocumentStoreContract,
@@ -50,6 +54,7 @@ __all__ = [
     "LossContract",
     "MaxSimContract",
     "ScorerContract",
+    "StorageContract",
     "TracingEncoderContract",
     "TrainerContract",
     "checks_of",
