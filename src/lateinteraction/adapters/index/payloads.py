@@ -1,0 +1,461 @@
+"""Payloads: what a segment keeps of its documents' tokens, three ways, each written as arrays and read from arrays.
+
+- `vectors`: float16, 2 D bytes a token.
+- `int8`: a byte for each dimension and a scale for each token, D + 4 bytes.
+- `residual`: the centroid of a token and 1, 2 or 4 bits for each dimension of what is left, D b / 8 + 6 bytes.
+
+Encoding takes tokens (T, D) and gives arrays with a row for each token, so that a stream is encoded block by block.
+Reading verifies the rows that are used and copies nothing: tensors lie on the mapped file.
+
+Letters: S query tokens, N documents, n of them, T tokens, D dimensions, K centroids, b bits per dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lateinteraction import kernels
+from lateinteraction.adapters.index.arrays import Arrays, InMemory
+from lateinteraction.adapters.index.codebook import Codebook
+from lateinteraction.adapters.neural.transfer import all_finite, to_device, to_host
+from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
+from lateinteraction.domain.errors import CorruptIndex, IndexMismatch, InvalidEmbeddings
+from lateinteraction.domain.quantisation import quantise_to_int8
+from lateinteraction.kernels.operands import CentroidTable, Compressed, Tokens
+
+Rows = NDArray[np.int64]
+"""Documents of a segment, counted from 0."""
+Scores = NDArray[np.float32]
+
+OFFSETS = "tokens.offsets"
+VECTORS = "vectors.values"
+INT8, INT8_SCALES = "int8.values", "int8.scales"
+CODES, RESIDUALS, SCALES = "residual.codes", "residual.buckets", "residual.scales"
+
+DECODED_AT_ONCE = 256
+"""Documents of `int8` whose bytes are widened at a time, to be scored by a query that is not rounded."""
+
+NEAR_CELLS = 4
+"""Cells in which a query token looks for centroids, besides those of the other tokens. Share of its true 20 nearest,
+with 12,000 centroids: 2 .967, 4 .987, 8 .995, 16 .999; what is found in 100,000 documents is the same with 2, 4, 8."""
+
+FEW = 0.7
+"""Tokens for each centroid, below which a query is compared with the centroids of these tokens alone. With 60,000
+centroids, a filtered search of so many tokens by all centroids and by theirs: 0.2 5.7 and 2.4 ms, 0.5 7.5 and 6.3,
+1.0 7.7 and 7.9, 3.0 9.5 and 14."""
+
+_VERIFY = "Run `verify`: a file of the index is damaged, or is not the one that its manifest means."
+
+
+@final
+class PreparedQuery:
+    """One query, and what payloads make of its tokens: each once, however many segments there are.
+
+    Args:
+        values: (S, D).
+
+    Raises:
+        InvalidEmbeddings: NaN or infinity.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        own = values.detach().type(torch.float32).contiguous()
+        _check_finite(own)
+        self.tokens = Tokens(own, torch.tensor([[0, len(own)]], device="cpu"), len(own))
+        self._tables: dict[Codebook, Tensor] = {}
+        self._nearest: dict[tuple[Codebook, int], tuple[NDArray[np.int64], Scores]] = {}
+        self._tables_of_bytes: dict[Codebook, CentroidTable] = {}
+
+    def __len__(self) -> int:
+        return self.tokens.longest
+
+    def table(self, codebook: Codebook) -> Tensor:
+        """How similar each token is to each centroid, (K, S)."""
+        if codebook not in self._tables:
+            self._tables[codebook] = kernels.centroid_scores(self.tokens.values, codebook.centroids)
+        return self._tables[codebook]
+
+    def has_table(self, codebook: Codebook) -> bool:
+        """Whether `table` was called before, and costs nothing."""
+        return codebook in self._tables
+
+    def nearest(self, codebook: Codebook, nprobe: int) -> tuple[NDArray[np.int64], Scores]:
+        """The most similar centroids (S, nprobe) of each token, and their similarities."""
+        if (codebook, nprobe) not in self._nearest:
+            found, similarities = codebook.nearest(self.tokens.values, nprobe, NEAR_CELLS)
+            self._nearest[codebook, nprobe] = to_host(found), to_host(similarities)
+        return self._nearest[codebook, nprobe]
+
+    def table_of_bytes(self, codebook: Codebook) -> CentroidTable:
+        """The same in eight bits."""
+        if codebook not in self._tables_of_bytes:
+            self._tables_of_bytes[codebook] = kernels.quantise_table(self.table(codebook))
+        return self._tables_of_bytes[codebook]
+
+    @cached_property
+    def in_eight_bits(self) -> Tokens:
+        """The tokens rounded as `int8` rounds those of documents."""
+        made = quantise_to_int8(TokenEmbeddings(to_host(self.tokens.values), offsets_of([len(self)])))
+        return self.tokens._replace(values=tensor_of(made.codes.tokens), scales=tensor_of(made.scales))
+
+
+class Payload(Protocol):
+    """The tokens of a segment's documents. Threads may call at once."""
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def lengths(self) -> Offsets:
+        """Tokens of each document, int64 (N,)."""
+        ...
+
+    @property
+    def approximates(self) -> bool:
+        """Whether `approximate` is something else than `score`, and quicker."""
+        ...
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def approximate(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        """Scores (n,) that are good enough to make a shortlist of these documents."""
+        ...
+
+    def score(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        """MaxSim (n,) of the query with these documents as they are stored, in this order; without rows, with all."""
+        ...
+
+    def decode(self, rows: Rows | None = None) -> TokenEmbeddings[Tensor]:
+        """The tokens of these documents as they are stored, float32, in this order; without rows, of all."""
+        ...
+
+
+def offsets_array(lengths: Offsets) -> dict[str, NDArray[Any]]:
+    """What a segment keeps beside any payload: where the tokens of each document begin."""
+    return {OFFSETS: offsets_of(lengths)}
+
+
+def encode_vectors(tokens: Tensor) -> dict[str, NDArray[Any]]:
+    """Tokens (T, D) as float16.
+
+    Raises:
+        InvalidEmbeddings: NaN, infinity, or a value beyond 65,504, which float16 cannot hold.
+    """
+    halves = tokens.detach().type(torch.float16)
+    _check_finite(halves)
+    return {VECTORS: to_host(halves)}
+
+
+def encode_int8(tokens: Tensor) -> dict[str, NDArray[Any]]:
+    """Tokens (T, D) in eight bits, as `domain.quantisation` rounds them.
+
+    Raises:
+        InvalidEmbeddings: NaN or infinity.
+    """
+    wide = to_host(tokens.detach().type(torch.float32))
+    made = quantise_to_int8(TokenEmbeddings(wide, offsets_of([len(wide)])))
+    return {INT8: made.codes.tokens, INT8_SCALES: made.scales}
+
+
+def encode_residual(tokens: Tensor, codebook: Codebook) -> dict[str, NDArray[Any]]:
+    """Tokens (T, D) as codes, buckets, and scales that give each decoded token the length of the original.
+
+    Raises:
+        InvalidEmbeddings: NaN, infinity, or a length beyond float16; another width than the codebook's.
+    """
+    if tokens.shape[1] != codebook.dimension:
+        raise InvalidEmbeddings(
+            f"tokens of {tokens.shape[1]} dimensions", f"{codebook.dimension}, as the codebook", "Use one encoder."
+        )
+    wide = tokens.detach().type(torch.float32)
+    _check_finite(wide)
+    lengths = torch.linalg.vector_norm(wide, dim=1)
+    units = wide / torch.where(lengths > 0, lengths, 1)[:, None]
+    codes = codebook.assign(units)
+    buckets, inverse_norms = kernels.residual_encode(units, codes, codebook.codec)
+    scales = (lengths * inverse_norms).type(torch.float16)
+    _check_finite(scales)
+    return {CODES: to_host(codes), RESIDUALS: to_host(buckets), SCALES: to_host(scales)}
+
+
+def read_payload(arrays: Arrays, codebook: Codebook | None = None) -> Payload:
+    """The payload that these arrays hold; of several, the smallest (vectors that are kept beside it: `Vectors`).
+
+    Raises:
+        CorruptIndex: none, or one whose arrays do not fit together.
+        IndexMismatch: residuals without a codebook, or with one that did not encode them.
+    """
+    if CODES not in arrays:
+        return Int8(arrays) if INT8 in arrays else Vectors(arrays)
+    if codebook is None:
+        raise IndexMismatch("residuals without a codebook", "the codebook that encoded them", _VERIFY)
+    return Residuals(arrays, codebook)
+
+
+class _Stored:
+    """What all payloads have: the spans of documents, and arrays with a row for each token."""
+
+    def __init__(self, arrays: Arrays, dtypes: Mapping[str, type[np.generic]]) -> None:
+        self._arrays = arrays
+        self._rows = {name: _opened(arrays, name, dtype) for name, dtype in dtypes.items()}
+        offsets = arrays.whole(OFFSETS)
+        self.lengths: Offsets = _lengths_of(offsets, {len(rows) for rows in self._rows.values()})
+        self._spans = kernels.spans_of(tensor_of(offsets)).contiguous()
+        self._longest = int(self.lengths.max(initial=0))
+        self._verified: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def _used(self, rows: Rows | None, *names: str) -> Tensor:
+        """The spans int64 (n, 2) of these documents, whose tokens are verified in these arrays."""
+        spans = self._spans if rows is None else self._spans.index_select(0, to_device(rows, "cpu"))
+        for name in names:
+            if name in self._verified:
+                continue
+            if rows is None:
+                self._arrays.check_all(name)
+                self._verified.add(name)
+            else:
+                self._arrays.check(name, *to_host(spans).T)
+        return spans
+
+    def _places(self, rows: Rows | None, *names: str) -> tuple[Tensor, Offsets]:
+        """The tokens of these documents, int64, verified in these arrays, and their offsets."""
+        firsts = to_host(self._used(rows, *names))[:, 0]
+        offsets = offsets_of(self.lengths if rows is None else self.lengths[rows])
+        places = np.repeat(firsts - offsets[:-1], np.diff(offsets)) + np.arange(offsets[-1])
+        return to_device(places, "cpu"), offsets
+
+
+@final
+class Vectors(_Stored):
+    """`vectors`: a `Payload`."""
+
+    approximates = False
+
+    def __init__(self, arrays: Arrays) -> None:
+        super().__init__(arrays, {VECTORS: np.float16})
+
+    @property
+    def dimension(self) -> int:
+        return self._rows[VECTORS].shape[1]
+
+    def approximate(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        """See `Payload.approximate`: the scores themselves."""
+        return self.score(query, rows)
+
+    def score(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        """See `Payload.score`."""
+        documents = Tokens(self._rows[VECTORS], self._used(rows, VECTORS), self._longest)
+        return to_host(kernels.maxsim_all_pairs(query.tokens, documents)[0])
+
+    def decode(self, rows: Rows | None = None) -> TokenEmbeddings[Tensor]:
+        """See `Payload.decode`."""
+        places, offsets = self._places(rows, VECTORS)
+        return TokenEmbeddings(self._rows[VECTORS].index_select(0, places).type(torch.float32), offsets)
+
+    def values(self) -> NDArray[np.float16]:
+        """All tokens (T, D), as they are stored."""
+        self._used(None, VECTORS)
+        return to_host(self._rows[VECTORS])
+
+
+def joined(payloads: Sequence[Vectors]) -> Vectors:
+    """One payload of the documents of many, one behind the other, in memory of its own.
+
+    A segment costs a search 0.15 ms, however small it is: fifty of one document each take as long as a thousand
+    documents.
+    """
+    lengths = np.concatenate([payload.lengths for payload in payloads])
+    values = np.concatenate([payload.values() for payload in payloads])
+    return Vectors(InMemory({**offsets_array(lengths), VECTORS: values}))
+
+
+@final
+class Int8(_Stored):
+    """`int8`: a `Payload`. Bytes are multiplied about four times as fast as float32, hence the shortlist."""
+
+    approximates = True
+
+    def __init__(self, arrays: Arrays) -> None:
+        super().__init__(arrays, {INT8: np.int8, INT8_SCALES: np.float32})
+
+    @property
+    def dimension(self) -> int:
+        return self._rows[INT8].shape[1]
+
+    def approximate(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        """Scores of a query that is rounded as the documents are."""
+        spans = self._used(rows, INT8, INT8_SCALES)
+        documents = Tokens(self._rows[INT8], spans, self._longest, self._rows[INT8_SCALES])
+        return to_host(kernels.maxsim_all_pairs(query.in_eight_bits, documents)[0])
+
+    def score(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        """See `Payload.score`."""
+        chosen = np.arange(len(self)) if rows is None else rows
+        parts = [np.empty(0, np.float32)]
+        for part in np.split(chosen, np.arange(DECODED_AT_ONCE, len(chosen), DECODED_AT_ONCE)):
+            decoded = self.decode(part)
+            offsets = to_device(decoded.offsets, "cpu")
+            documents = kernels.packed(decoded.tokens, offsets, self._longest)
+            parts.append(to_host(kernels.maxsim_all_pairs(query.tokens, documents)[0]))
+        return np.concatenate(parts)
+
+    def decode(self, rows: Rows | None = None) -> TokenEmbeddings[Tensor]:
+        """See `Payload.decode`."""
+        places, offsets = self._places(rows, INT8, INT8_SCALES)
+        values = self._rows[INT8].index_select(0, places).type(torch.float32)
+        return TokenEmbeddings(values * self._rows[INT8_SCALES].index_select(0, places)[:, None], offsets)
+
+
+class _Excerpt(NamedTuple):
+    """Some documents by themselves: their tokens, where these lie, and the centroids that they name."""
+
+    places: Tensor
+    codes: Tensor
+    spans: Tensor
+    centroids: Tensor
+
+
+@final
+class Residuals(_Stored):
+    """`residual`: a `Payload`."""
+
+    approximates = True
+
+    def __init__(self, arrays: Arrays, codebook: Codebook) -> None:
+        super().__init__(arrays, {CODES: np.int32, RESIDUALS: np.uint8, SCALES: np.float16})
+        self.codebook = codebook
+        width, wanted = self._rows[RESIDUALS].shape[1], -(-codebook.dimension * codebook.bits // 8)
+        if width != wanted:
+            raise IndexMismatch(f"residuals of {width} bytes", f"{wanted}, as the codebook writes", _VERIFY)
+
+    @property
+    def dimension(self) -> int:
+        return self.codebook.dimension
+
+    def approximate(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        """Scores of unit vectors that lie where the centroids are."""
+        with _codes_of(self.codebook):
+            if rows is not None and self._few(query, rows):
+                own = self._excerpt(rows, CODES)
+                table = kernels.quantise_table(kernels.centroid_scores(query.tokens.values, own.centroids))
+                found = kernels.centroid_interaction(table, query.tokens.spans, own.codes, own.spans)
+            else:
+                spans, table = self._used(rows, CODES), query.table_of_bytes(self.codebook)
+                found = kernels.centroid_interaction(table, query.tokens.spans, self._rows[CODES], spans)
+            return to_host(found[0])
+
+    def score(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        """See `Payload.score`."""
+        codec = self.codebook.codec
+        with _codes_of(self.codebook):
+            if rows is not None and self._few(query, rows):
+                own = self._excerpt(rows, CODES, RESIDUALS, SCALES)
+                table = kernels.centroid_scores(query.tokens.values, own.centroids)
+                buckets, scales = (self._rows[name].index_select(0, own.places) for name in (RESIDUALS, SCALES))
+                codec, documents = (
+                    codec._replace(centroids=own.centroids),
+                    Compressed(own.codes, buckets, scales, own.spans),
+                )
+            else:
+                spans, table = self._used(rows, CODES, RESIDUALS, SCALES), query.table(self.codebook)
+                documents = Compressed(self._rows[CODES], self._rows[RESIDUALS], self._rows[SCALES], spans)
+            return to_host(kernels.residual_maxsim(query.tokens, table, codec, documents)[0])
+
+    def _few(self, query: PreparedQuery, rows: Rows) -> bool:
+        """Whether it is quicker to compare the query with the centroids of these documents alone."""
+        return not query.has_table(self.codebook) and int(self.lengths[rows].sum()) < FEW * len(self.codebook)
+
+    def _excerpt(self, rows: Rows, *names: str) -> _Excerpt:
+        """These documents by themselves, verified in these arrays."""
+        places, offsets = self._places(rows, *names)
+        codes = self._rows[CODES].index_select(0, places)
+        used = torch.zeros(len(self.codebook), dtype=torch.int32, device="cpu")
+        used.index_fill_(0, codes.type(torch.int64), 1)
+        centroids = self.codebook.centroids.index_select(0, used.nonzero()[:, 0])
+        renumbered = (used.cumsum(0, dtype=torch.int32) - 1).index_select(0, codes)
+        return _Excerpt(places, renumbered, kernels.spans_of(to_device(offsets, "cpu")), centroids)
+
+    def codes(self) -> NDArray[np.int32]:
+        """The centroid (T,) of every token."""
+        self._used(None, CODES)
+        return to_host(self._rows[CODES])
+
+    def decode(self, rows: Rows | None = None) -> TokenEmbeddings[Tensor]:
+        """See `Payload.decode`."""
+        places, offsets = self._places(rows, CODES, RESIDUALS, SCALES)
+        codec, codes = self.codebook.codec, self._rows[CODES].index_select(0, places)
+        shifts = torch.arange(0, 8, codec.bits, device="cpu")
+        buckets = torch.arange(256, device="cpu")[:, None] >> shifts & (2**codec.bits - 1)
+        residuals = codec.weights[buckets][self._rows[RESIDUALS].index_select(0, places).type(torch.int64)].flatten(1)
+        with _codes_of(self.codebook):
+            tokens = codec.centroids.index_select(0, codes) + residuals[:, : self.dimension]
+        return TokenEmbeddings(
+            tokens * self._rows[SCALES].index_select(0, places)[:, None].type(torch.float32), offsets
+        )
+
+
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """A tensor on the array's own memory, be it a read-only file: to be read, never written.
+
+    torch has no read-only tensors and warns of such arrays, so the memory comes to it as if it were writeable.
+    """
+    return torch.from_numpy(np.asarray(_Lent(np.ascontiguousarray(array))))
+
+
+class _Lent:
+    """An array's memory, said to be writeable; keeps the array alive."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.owner = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+@contextmanager
+def _codes_of(codebook: Codebook) -> Iterator[None]:
+    """Kernels look at codes before they follow them: one that is no centroid's is damage."""
+    try:
+        yield
+    except IndexError as error:
+        raise CorruptIndex(f"a code beyond {len(codebook)} centroids", "codes of this codebook", _VERIFY) from error
+
+
+def _opened(arrays: Arrays, name: str, dtype: type[np.generic]) -> Tensor:
+    array = arrays.lazily(name)
+    if array.dtype != dtype:
+        raise CorruptIndex(f"{name} of {array.dtype}", np.dtype(dtype).name, _VERIFY)
+    return tensor_of(array)
+
+
+def _lengths_of(offsets: NDArray[Any], rows: set[int]) -> Offsets:
+    """Lengths (N,), where the offsets are sound and all arrays have as many rows."""
+    sound = offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) > 0 and int(offsets[0]) == 0
+    lengths = np.diff(offsets) if sound else np.full(1, -1)
+    if int(lengths.min(initial=0)) < 0 or rows != {int(offsets[-1])}:
+        raise CorruptIndex(f"{OFFSETS} that do not fit {sorted(rows)} tokens", "where each document ends", _VERIFY)
+    return lengths
+
+
+def _check_finite(values: Tensor) -> None:
+    if not all_finite(values):
+        raise InvalidEmbeddings(
+            "token embeddings with NaN, infinity or beyond float16", "finite values", "Check the encoder."
+        )
+
+
+if TYPE_CHECKING:
+    _payloads: list[type[Payload]] = [Vectors, Int8, Residuals]

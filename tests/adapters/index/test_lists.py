@@ -1,0 +1,288 @@
+"""Inverted lists, against walking them document by document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lateinteraction.adapters.index import lists as module
+from lateinteraction.adapters.index.arrays import InMemory
+from lateinteraction.adapters.index.codebook import Codebook, train
+from lateinteraction.adapters.index.lists import ROWS, STARTS, Lists, build_lists
+from lateinteraction.adapters.index.payloads import (
+    PreparedQuery,
+    Residuals,
+    encode_residual,
+    offsets_array,
+    read_payload,
+)
+from lateinteraction.adapters.index.search import SearchOptions, SegmentView, search
+from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
+from lateinteraction.domain.errors import CorruptIndex
+
+seeds = st.integers(0, 2**32 - 1)
+CENTROIDS = 7
+Codes = NDArray[np.int32]
+
+
+@pytest.fixture(params=[2**16, 3], ids=["one block", "blocks of three"])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Documents of a block: as many as two bytes count, or few, so that there are several."""
+    monkeypatch.setattr(module, "BLOCK", request.param)
+    return int(request.param)
+
+
+def drawn(seed: int) -> tuple[np.random.Generator, Codes, NDArray[np.int64]]:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(0, 5, int(generator.integers(0, 12)))
+    return generator, generator.integers(0, CENTROIDS, int(lengths.sum()), dtype=np.int32), lengths
+
+
+def expected_gains(
+    codes: Codes, lengths: NDArray[np.int64], centroids: NDArray[np.int64], similarities: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The formula, read aloud."""
+    gains: list[float] = []
+    for own in np.split(codes, np.cumsum(lengths)[:-1]) if len(lengths) else []:
+        gain = np.float32(0)
+        for token, row in enumerate(centroids):
+            least = similarities[token].min()
+            found = [similarities[token, place] - least for place, code in enumerate(row) if code in own]
+            gain += max(found, default=np.float32(0))
+        gains.append(float(gain))
+    return np.array(gains, np.float32)
+
+
+def stored(codes: Codes, lengths: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    return build_lists(codes, lengths, CENTROIDS)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("seed", range(40))
+def test_a_document_gains_what_its_best_listing_is_above_the_least(seed: int) -> None:
+    generator, codes, lengths = drawn(seed)
+    centroids = np.stack([generator.permutation(CENTROIDS)[:3] for _ in range(4)])
+    similarities = -np.sort(-generator.standard_normal((4, 3)).astype(np.float32), axis=1)
+    lists = Lists(InMemory(stored(codes, lengths)), len(lengths))
+    rows, gains = lists.gains(centroids, similarities)
+    found = np.zeros(len(lengths), np.float32)
+    found[rows] = gains
+    np.testing.assert_allclose(found, expected_gains(codes, lengths, centroids, similarities), atol=1e-6)
+    assert bool((np.diff(rows) > 0).all())
+    assert bool((gains > 0).all())
+    for one, again in zip(lists.gains(centroids, similarities), (rows, gains), strict=True):
+        np.testing.assert_array_equal(one, again)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("seed", range(10))
+def test_a_document_is_listed_once_under_each_centroid_of_its_tokens(seed: int) -> None:
+    _, codes, lengths = drawn(seed)
+    documents = np.repeat(np.arange(len(lengths)), lengths)
+    assert len(stored(codes, lengths)[ROWS]) == len({*zip(documents, codes, strict=True)})
+
+
+def test_a_listing_takes_two_bytes() -> None:
+    _, codes, lengths = drawn(3)
+    arrays = stored(codes, lengths)
+    assert arrays[ROWS].dtype == np.uint16
+    assert len(arrays[STARTS]) == CENTROIDS + 1
+
+
+def test_documents_beyond_the_first_block_are_counted_on() -> None:
+    """The last of 65,540 documents, with the real block."""
+    lengths = np.zeros(65_540, np.int64)
+    lengths[[3, 65_539]] = 1
+    lists = Lists(InMemory(build_lists(np.array([1, 2], np.int32), lengths, CENTROIDS)), len(lengths))
+    rows, gains = lists.gains(np.array([[2, 0]]), np.array([[1.0, 0.25]], np.float32))
+    assert rows.tolist() == [65_539]
+    assert gains.tolist() == [0.75]
+
+
+def test_centroids_that_came_later_list_nothing() -> None:
+    _, codes, lengths = drawn(5)
+    lists = Lists(InMemory(stored(codes, lengths)), len(lengths))
+    old, grown = np.array([[1, 2]]), np.array([[1, 2, CENTROIDS, CENTROIDS + 1000]])
+    similarities = np.array([[0.5, 0.25, 0.5, 0.25]], np.float32)
+    for one, other in zip(lists.gains(grown, similarities), lists.gains(old, similarities[:, :2]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_documents_gain_nothing() -> None:
+    lists = Lists(InMemory(stored(np.empty(0, np.int32), np.empty(0, np.int64))), 0)
+    rows, gains = lists.gains(np.array([[1, 2]]), np.array([[1.0, 0.5]], np.float32))
+    assert rows.shape == gains.shape == (0,)
+
+
+class Checking:
+    """Arrays that remember which listings were verified."""
+
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
+        self._inner = InMemory(arrays)
+        self.ranges: list[tuple[int, int]] = []
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._inner
+
+    def whole(self, name: str) -> NDArray[Any]:
+        return self._inner.whole(name)
+
+    def lazily(self, name: str) -> NDArray[Any]:
+        return self._inner.lazily(name)
+
+    def check(self, name: str, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:
+        assert name == ROWS
+        self.ranges.extend(zip(map(int, firsts), map(int, lasts), strict=True))
+
+    def check_all(self, name: str) -> None:
+        raise AssertionError(f"all of {name}")
+
+
+def test_only_the_listings_that_are_read_are_verified() -> None:
+    _, codes, lengths = drawn(6)
+    arrays = stored(codes, lengths)
+    watched = Checking(arrays)
+    Lists(watched, len(lengths)).gains(np.array([[2, 5]]), np.array([[1.0, 0.5]], np.float32))
+    starts = arrays[STARTS]
+    assert watched.ranges == [(starts[2], starts[3]), (starts[5], starts[6])]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {ROWS: np.zeros(3, np.uint16)},
+        {ROWS: np.zeros(0, np.int64)},
+        {STARTS: np.zeros(4, np.int32)},
+        {STARTS: np.array([1, 5])},
+    ],
+)
+def test_arrays_that_make_no_lists_are_damage(change: dict[str, NDArray[Any]]) -> None:
+    _, codes, lengths = drawn(7)
+    with pytest.raises(CorruptIndex):
+        Lists(InMemory({**stored(codes, lengths), **change}), len(lengths))
+
+
+def test_a_listing_of_a_document_that_is_not_there_is_damage() -> None:
+    _, codes, lengths = drawn(8)
+    arrays = stored(codes, lengths)
+    damaged = {**arrays, ROWS: np.full_like(arrays[ROWS], 60_000)}
+    with pytest.raises(CorruptIndex):
+        Lists(InMemory(damaged), len(lengths)).gains(np.arange(CENTROIDS)[None], np.ones((1, CENTROIDS), np.float32))
+
+
+# ── In a search ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def corpus() -> tuple[Residuals, Lists, TokenEmbeddings[torch.Tensor], Codebook]:
+    """Documents of words of some topics, and queries of one document's words."""
+    generator = np.random.default_rng(1)
+    words = generator.standard_normal((400, 32), np.float32)
+    lengths = generator.integers(5, 30, 800)
+    owners = np.repeat(generator.integers(0, 20, 800), lengths)
+    tokens = words[owners * 20 + generator.integers(0, 20, len(owners))]
+    tokens = torch.from_numpy(tokens + 0.4 * generator.standard_normal(tokens.shape, np.float32))
+    tokens = torch.nn.functional.normalize(tokens, dim=1)
+    codebook = train(tokens, 300, 4)
+    arrays = {**offsets_array(lengths), **encode_residual(tokens, codebook)}
+    payload = read_payload(InMemory(arrays), codebook)
+    assert isinstance(payload, Residuals)
+    lists = Lists(InMemory(build_lists(payload.codes(), lengths, len(codebook))), len(lengths))
+    offsets = offsets_of(lengths)
+    rows = np.concatenate([generator.integers(offsets[item], offsets[item + 1], 8) for item in range(0, 800, 40)])
+    return payload, lists, TokenEmbeddings(tokens[rows], offsets_of([8] * 20)), codebook
+
+
+@pytest.fixture(scope="module")
+def listed() -> tuple[Residuals, Lists, TokenEmbeddings[torch.Tensor], Codebook]:
+    return corpus()
+
+
+def overlap(found: list[Any], truth: list[Any], k: int) -> float:
+    shared = [len({*map(int, a.rows[:k])} & {*map(int, b.rows[:k])}) for a, b in zip(found, truth, strict=True)]
+    return sum(shared) / (k * len(truth))
+
+
+def test_lists_find_what_a_scan_of_all_codes_finds(listed: Any) -> None:
+    payload, lists, queries, _ = listed
+    scan = search([SegmentView(payload)], queries, 10, SearchOptions("exact"))
+    view, efforts = SegmentView(payload, lists=lists), [SearchOptions(candidates=100, probe=n) for n in (1, 4, 16)]
+    found = [overlap(search([view], queries, 10, options), scan, 10) for options in efforts]
+    assert found == sorted(found)
+    assert found[2] > 0.97
+
+
+def test_where_lists_reach_enough_documents_the_others_are_not_looked_at(listed: Any) -> None:
+    payload, _, queries, codebook = listed
+    half = np.where(np.arange(800) < 400, payload.lengths, 0)
+    arrays = build_lists(payload.codes()[: half.sum()], half, len(codebook))
+    view = SegmentView(payload, lists=Lists(InMemory(arrays), 800))
+    for hits in search([view], queries, 10, SearchOptions(candidates=100)):
+        assert int(hits.rows.max()) < 400
+
+
+def test_where_lists_reach_too_few_documents_all_codes_are_looked_at(listed: Any) -> None:
+    payload, _, queries, codebook = listed
+    few = np.where(np.arange(800) < 20, payload.lengths, 0)
+    arrays = build_lists(payload.codes()[: few.sum()], few, len(codebook))
+    view = SegmentView(payload, lists=Lists(InMemory(arrays), 800))
+    options = SearchOptions(candidates=100)
+    for hits, scan in zip(
+        search([view], queries, 10, options), search([SegmentView(payload)], queries, 10, options), strict=True
+    ):
+        np.testing.assert_array_equal(hits.rows, scan.rows)
+
+
+def test_scores_by_way_of_lists_are_the_payloads_own(listed: Any) -> None:
+    payload, lists, queries, _ = listed
+    for hits, values in zip(search([SegmentView(payload, lists=lists)], queries, 10), queries, strict=True):
+        np.testing.assert_array_equal(hits.scores, payload.score(PreparedQuery(values))[hits.rows])
+
+
+def test_lists_return_nothing_that_may_not_be_returned_and_all_that_is_asked_for(listed: Any) -> None:
+    payload, lists, queries, _ = listed
+    generator = np.random.default_rng(2)
+    for share in (0.9, 0.5, 0.1, 0.02):
+        eligible = generator.random(800) < share
+        view = SegmentView(payload, eligible, lists=lists)
+        exact = search([SegmentView(payload, eligible)], queries, 5, SearchOptions("exact"))
+        found = search([view], queries, 5, SearchOptions(candidates=100, probe=8))
+        assert all(bool(eligible[hits.rows].all()) and len(hits) >= min(5, eligible.sum()) for hits in found)
+        assert overlap(found, exact, 5) > 0.95
+
+
+def test_a_search_with_more_hits_than_listed_documents_returns_them_all_the_same(listed: Any) -> None:
+    payload, lists, queries, _ = listed
+    (hits,) = search([SegmentView(payload, lists=lists)], queries.span(0, 1), 800, SearchOptions(candidates=1, probe=1))
+    assert sorted(map(int, hits.rows)) == list(range(800))
+
+
+def test_the_nearest_centroids_are_found_in_few_cells(listed: Any) -> None:
+    _, _, queries, codebook = listed
+    exact, similarities = codebook.nearest(queries.tokens, 10, 10_000)
+    assert exact.shape == similarities.shape == (len(queries.tokens), 10)
+    assert bool((similarities.diff(dim=1) <= 0).all())
+    torch.testing.assert_close(
+        similarities, (queries.tokens @ codebook.centroids.T).gather(1, exact), atol=1e-6, rtol=0
+    )
+    shares: list[float] = []
+    for near in (1, 4, 8):
+        own = [codebook.nearest(token[None], 10, near)[0][0] for token in queries.tokens[:40]]
+        shares.append(sum(len({*map(int, a)} & {*map(int, b)}) for a, b in zip(own, exact, strict=False)) / 400)
+    assert shares == sorted(shares)
+    assert shares[2] > 0.85
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_table_made_in_part_scores_as_the_whole_one(listed: Any, count: int) -> None:
+    payload, _, queries, codebook = listed
+    whole, part = PreparedQuery(queries[0]), PreparedQuery(queries[0])
+    whole.table(codebook)
+    for start in range(0, 800, 200):
+        rows = np.arange(start, start + count)
+        np.testing.assert_array_equal(part_scores := payload.score(part, rows), payload.score(whole, rows))
+        assert part_scores.shape == (count,)
