@@ -16,14 +16,15 @@ import torch
 from attrs import Factory, evolve, field, frozen
 from torch import Tensor
 
+from lateinteraction.adapters.neural.admission import check_addition, check_queries, check_width
 from lateinteraction.adapters.neural.scorer import MaxSimScorer
-from lateinteraction.adapters.neural.transfer import all_finite, to_device, to_host
+from lateinteraction.adapters.neural.transfer import to_device, to_host
 from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
-from lateinteraction.domain.errors import InvalidEmbeddings, InvalidOption, UnknownDocument
+from lateinteraction.domain.errors import UnknownDocument
 from lateinteraction.domain.filters import Filter, check_filter, matches
 from lateinteraction.domain.ports import AddReport, OnDuplicate
 from lateinteraction.domain.ranking import Ranking, check_cutoff
-from lateinteraction.domain.text import Document, DocumentId, check_distinct, check_new
+from lateinteraction.domain.text import Document, DocumentId, check_distinct, check_ids, check_new
 
 if TYPE_CHECKING:
     from lateinteraction.domain.ports import DocumentStore, EmbeddingStore, Index, Scorer
@@ -76,11 +77,9 @@ class FlatSnapshot:
         check_cutoff(k)
         if where is not None:
             check_filter(where)
-        if isinstance(candidates, str):
-            raise InvalidOption(f"candidates = {candidates!r}", "a sequence of ids", f"Write [{candidates!r}].")
-        if not all_finite(queries.tokens):
-            raise InvalidEmbeddings("query embeddings with NaN or infinity", "finite values", "Check the encoder.")
-        _check_width(self.segments, queries)
+        check_ids(candidates, "candidates")
+        check_queries(queries)
+        check_width(_width(self.segments), queries)
         ids: list[DocumentId] = []
         columns: list[Tensor] = []
         for segment in self.segments:
@@ -136,21 +135,12 @@ class FlatIndex:
         self, documents: Sequence[Document], embeddings: TokenEmbeddings[Tensor], *, on_duplicate: OnDuplicate = "error"
     ) -> AddReport:
         """Take documents with their embeddings; they are found from the next call on. See `Index.add`."""
-        if on_duplicate not in ("error", "skip", "replace"):
-            raise InvalidOption(f"on_duplicate = {on_duplicate!r}", "'error', 'skip' or 'replace'", "Choose one.")
-        if len(documents) != len(embeddings):
-            raise InvalidEmbeddings(
-                f"{len(documents)} documents and embeddings of {len(embeddings)}",
-                "as many of each",
-                "Encode them together.",
-            )
-        check_distinct(document.id for document in documents)
-        _check_values(embeddings, [document.id for document in documents])
+        check_addition(documents, embeddings, on_duplicate)
         own = embeddings.tokens.detach().clone()  # what the caller does with the tensor later is no write
         incoming = _Segment(tuple(documents), TokenEmbeddings(own, embeddings.offsets))
         with self._writer:
             segments = self._state.segments
-            _check_width(segments, embeddings)
+            check_width(_width(segments), embeddings)
             known = [document.id for document in documents if document.id in self]
             taken = frozenset(known)
             if on_duplicate == "error":
@@ -169,8 +159,7 @@ class FlatIndex:
 
     def remove(self, which: Sequence[DocumentId] | Filter) -> int:
         """Forget documents, by id or by filter; how many. See `Index.remove`."""
-        if isinstance(which, str):
-            raise InvalidOption(f"the str {which!r}", "a sequence of ids or a filter", f"Write [{which!r}].")
+        check_ids(which, "which")
         with self._writer:
             segments = self._state.segments
             if isinstance(which, Sequence):
@@ -222,29 +211,8 @@ def _place(segments: Sequence[_Segment], identifier: DocumentId) -> tuple[_Segme
     )
 
 
-def _check_width(segments: Sequence[_Segment], embeddings: TokenEmbeddings[Tensor]) -> None:
-    if segments and segments[0].embeddings.dimension != embeddings.dimension:
-        raise InvalidEmbeddings(
-            f"embeddings of {embeddings.dimension} dimensions",
-            f"{segments[0].embeddings.dimension}, the width of this index",
-            "Encode with the model that the index was filled with.",
-        )
-
-
-def _check_values(embeddings: TokenEmbeddings[Tensor], ids: Sequence[DocumentId]) -> None:
-    if not isinstance(embeddings.tokens, Tensor) or not embeddings.tokens.is_floating_point():
-        raise InvalidEmbeddings(
-            f"embeddings as a {type(embeddings.tokens).__name__} of {embeddings.tokens.dtype}",
-            "a torch tensor of floating-point numbers",
-            "Convert with `adapters.neural.transfer.to_torch`.",
-        )
-    if not all_finite(embeddings.tokens):
-        item = next(i for i, tokens in enumerate(embeddings) if not all_finite(tokens))
-        raise InvalidEmbeddings(
-            f"NaN or infinity in the embeddings of document {ids[item]!r}",
-            "finite values",
-            "Check the encoder; drop the document.",
-        )
+def _width(segments: Sequence[_Segment]) -> int | None:
+    return segments[0].embeddings.dimension if segments else None
 
 
 def _selected(segment: _Segment, rows: Offsets) -> _Segment:

@@ -12,7 +12,7 @@ from typing import Any, NewType, cast
 
 from attrs import Attribute, field, frozen
 
-from lateinteraction.domain.errors import DuplicateDocument, InvalidIdentifier, InvalidText, shown
+from lateinteraction.domain.errors import DuplicateDocument, InvalidIdentifier, InvalidOption, InvalidText, shown
 
 QueryId = NewType("QueryId", str)
 DocumentId = NewType("DocumentId", str)
@@ -134,3 +134,9 @@ def check_distinct(ids: Iterable[str]) -> None:
                 f"id {identifier!r} is given twice in one call", "distinct ids", "Drop or rename one of the documents."
             )
         seen.add(identifier)
+
+
+def check_ids(given: object, name: str) -> None:
+    """Raise `InvalidOption` for a lone id, which would be taken for the ids of its characters."""
+    if isinstance(given, str):
+        raise InvalidOption(f"{name} = {given!r}", "a sequence of ids", f"Write [{given!r}].")

@@ -1,0 +1,295 @@
+"""IndexSnapshot: an index at one generation. Rankings, texts and embeddings of it belong together, for every thread.
+
+It reads only. What a search does with the tokens of a segment is the payloads' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, final
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from lateinteraction.adapters.index.bm25 import Bm25, LexicalSegment
+from lateinteraction.adapters.index.columns import Rows
+from lateinteraction.adapters.index.files import FileRecord
+from lateinteraction.adapters.index.ids import HashedIds
+from lateinteraction.adapters.index.manifests import SegmentRecord
+from lateinteraction.adapters.index.reading import OpenGeneration
+from lateinteraction.adapters.index.segments import Segment
+from lateinteraction.adapters.index.settings import IndexSettings
+from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
+from lateinteraction.domain.errors import UnknownDocument
+from lateinteraction.domain.filters import Filter, check_filter
+from lateinteraction.domain.ranking import Ranking, check_cutoff
+from lateinteraction.domain.text import Document, DocumentId, check_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lateinteraction.adapters.index.codebook import Codebook
+    from lateinteraction.adapters.index.search import SearchOptions
+
+Mask = NDArray[np.bool_]
+
+
+class Place(NamedTuple):
+    """Where a document is."""
+
+    segment: int
+    row: int
+
+
+@frozen
+class IndexStats:
+    """What an index is made of.
+
+    Attributes:
+        generation: the committed state.
+        documents: that can be found.
+        removed: whose place is not yet free.
+        tokens: of documents, with removed ones.
+        segments: how many, by how their embeddings are stored.
+        bytes: of all files, and of them those of token embeddings.
+        codec: what was asked for.
+        centroids: of the codebook; 0 without one.
+    """
+
+    generation: int
+    documents: int
+    removed: int
+    tokens: int
+    segments: Mapping[str, int]
+    bytes: Mapping[str, int]
+    codec: str
+    centroids: int
+
+
+@final
+class _SharedCodebook:
+    """Reads the codebook once, when it is first asked for. Knows its file and no generation, so that none is held."""
+
+    def __init__(self, record: FileRecord | None, opened: OpenGeneration) -> None:
+        self.record = record
+        self._arrays = None if record is None else opened.file(record)
+        self._read: Codebook | None = None
+
+    def __call__(self) -> Codebook | None:
+        if self._read is None and self._arrays is not None:
+            from lateinteraction.adapters.index.codebook import Codebook
+
+            self._read = Codebook.read(self._arrays)
+        return self._read
+
+
+@final
+class IndexSnapshot:
+    """A generation that is open.
+
+    Args:
+        opened: its files.
+        before: an earlier one of the same index, whose segments are taken over where they have not changed.
+    """
+
+    def __init__(self, opened: OpenGeneration, before: IndexSnapshot | None = None) -> None:
+        self.opened = opened
+        self.settings = IndexSettings.from_json(opened.manifest.settings)
+        shared = opened.manifest.shared.get("codebook")
+        same = before is not None and before._shared.record == shared
+        self._shared = before._shared if before is not None and same else _SharedCodebook(shared, opened)
+        known = {segment.record.number: segment for segment in before.segments} if before is not None and same else {}
+        self.segments = tuple(self._segment(record, known) for record in opened.manifest.segments)
+
+    def _segment(self, record: SegmentRecord, known: Mapping[int, Segment]) -> Segment:
+        if record.number in known and known[record.number].record == record:
+            return known[record.number]
+        deltas = {name: self.opened.file(delta) for name, delta in record.deltas.items()}
+        return Segment(record, self.opened.file(record.files[0]), deltas, self._shared)
+
+    @property
+    def codebook(self) -> Codebook | None:
+        """What residuals are read with."""
+        return self._shared()
+
+    @property
+    def generation(self) -> int:
+        """Its number: 1 and up."""
+        return self.opened.generation
+
+    def __len__(self) -> int:
+        return sum(map(len, self.segments))
+
+    def __contains__(self, identifier: object) -> bool:
+        return isinstance(identifier, str) and self.places([identifier])[0] is not None
+
+    def ids(self) -> tuple[DocumentId, ...]:
+        """The ids of all documents, in the order they are stored in."""
+        return tuple(DocumentId(each) for segment in self.segments for each in segment.ids.at(segment.rows))
+
+    def places(self, ids: Sequence[str]) -> list[Place | None]:
+        """Where each document is; None where it is not."""
+        places: list[Place | None] = [None] * len(ids)
+        asked = HashedIds.of(ids)
+        for number, segment in enumerate(self.segments):
+            rows = segment.rows_of(asked)
+            for item in map(int, np.flatnonzero(rows >= 0)):
+                places[item] = Place(number, int(rows[item]))
+        return places
+
+    def get(self, ids: Sequence[DocumentId]) -> list[Document]:
+        """These documents, in this order. See `DocumentStore.get`."""
+        found: list[Document | None] = [None] * len(ids)
+        for number, items, rows in self._by_segment(ids):
+            for item, document in zip(items, self.segments[number].documents(rows), strict=True):
+                found[item] = document
+        return [document for document in found if document is not None]
+
+    def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[Tensor]:
+        """Embeddings of these documents as they are stored, float32, in this order. See `EmbeddingStore.fetch`."""
+        import torch
+
+        parts: list[Tensor | None] = [None] * len(ids)
+        for number, items, rows in self._by_segment(ids):
+            for item, tokens in zip(items, self.segments[number].payload.decode(rows), strict=True):
+                parts[item] = tokens
+        tokens = [part for part in parts if part is not None]
+        if not tokens:
+            return TokenEmbeddings(torch.empty((0, self.settings.dimension or 0)), offsets_of([]))
+        return TokenEmbeddings(torch.cat(tokens), offsets_of(list(map(len, tokens))))
+
+    def search(
+        self,
+        queries: TokenEmbeddings[Tensor],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+        options: SearchOptions | None = None,
+    ) -> list[Ranking]:
+        """The k best for each query, by MaxSim with what is stored. See `Index.search`.
+
+        Args:
+            queries: Q of them.
+            k: how many hits of each.
+            where: only documents that match.
+            candidates: only these; ids that are not there are passed over.
+            options: how much it may cost.
+        """
+        from lateinteraction.adapters.index.search import SegmentView, search
+        from lateinteraction.adapters.neural.admission import check_queries, check_width
+
+        check_cutoff(k)
+        check_ids(candidates, "candidates")
+        check_queries(queries)
+        check_width(self.settings.dimension, queries)
+        masks = self.eligible(where, candidates)
+        views = [SegmentView(segment.payload, mask) for segment, mask in zip(self.segments, masks, strict=True)]
+        found = search(views, queries, k, options)
+        return [self._ranking(hits.segments, hits.rows, hits.scores, k) for hits in found]
+
+    def search_text(
+        self,
+        texts: Sequence[str],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """The k best for each text, by BM25 over this generation; documents that share no term are none of them."""
+        check_cutoff(k)
+        eligible = self.eligible(where, candidates)
+        found = (self._bm25.search(text, k, eligible) for text in texts)
+        return [self._ranking(each.segments, each.rows, each.scores, k) for each in found]
+
+    def eligible(self, where: Filter | None, candidates: Sequence[DocumentId] | None) -> list[Mask]:
+        """For each segment, which rows may be found, bool (N,)."""
+        if where is not None:
+            check_filter(where)
+        masks = [segment.live for segment in self.segments]
+        if candidates is not None:
+            asked = HashedIds.of(candidates)
+            masks = [_chosen(segment, asked) for segment in self.segments]
+        if where is not None:
+            masks = [
+                mask & segment.metadata.matching(where) if mask.any() else mask
+                for segment, mask in zip(self.segments, masks, strict=True)
+            ]
+        return masks
+
+    def stats(self) -> IndexStats:
+        """What it is made of."""
+        records = [segment.record for segment in self.segments]
+        manifest = self.opened.manifest
+        kinds = [record.kind for record in records]
+        documents = len(self)
+        return IndexStats(
+            generation=self.generation,
+            documents=documents,
+            removed=sum(record.documents for record in records) - documents,
+            tokens=sum(record.tokens for record in records),
+            segments={kind: kinds.count(kind) for kind in sorted(set(kinds))},
+            bytes={
+                "files": sum(record.length for record in manifest.records()),
+                "embeddings": sum(segment.token_bytes for segment in self.segments),
+            },
+            codec=self.settings.options.codec,
+            centroids=0 if self.codebook is None else len(self.codebook),
+        )
+
+    @cached_property
+    def _bm25(self) -> Bm25:
+        segments = [LexicalSegment(segment.postings, segment.live) for segment in self.segments]
+        return Bm25(segments, self.settings.analyser)
+
+    def _ranking(self, segments: Rows, rows: Rows, scores: NDArray[np.float32], k: int) -> Ranking:
+        """Of documents with their scores, all that tie with the k-th among them: of equal ones the lowest ids."""
+        return Ranking.from_scores(self._ids_at(segments, rows), scores, k)
+
+    def _ids_at(self, segments: Rows, rows: Rows) -> list[DocumentId]:
+        ids = np.empty(len(rows), object)
+        for number in map(int, np.unique(segments)):
+            own = segments == number
+            ids[own] = self.segments[number].ids.at(rows[own])
+        return [DocumentId(identifier) for identifier in ids]
+
+    def _by_segment(self, ids: Sequence[DocumentId]) -> Iterable[tuple[int, list[int], Rows]]:
+        """For each segment: which of the ids are in it, and their rows there."""
+        places = self.places(ids)
+        for identifier, place in zip(ids, places, strict=True):
+            if place is None:
+                raise UnknownDocument(
+                    f"document {identifier!r}", "an id that was added and not removed", "`ids()` lists those there are."
+                )
+        for number in sorted({place.segment for place in places if place is not None}):
+            own = [(item, place.row) for item, place in enumerate(places) if place and place.segment == number]
+            yield number, [item for item, _ in own], np.array([row for _, row in own], np.int64)
+
+
+def _chosen(segment: Segment, candidates: HashedIds) -> Mask:
+    mask = np.zeros(segment.record.documents, np.bool_)
+    rows = segment.rows_of(candidates)
+    mask[rows[rows >= 0]] = True
+    return mask
+
+
+@final
+@frozen(eq=False)
+class TunedSnapshot:
+    """A snapshot whose searches cost what these options say."""
+
+    snapshot: IndexSnapshot
+    options: SearchOptions | None
+
+    def search(
+        self,
+        queries: TokenEmbeddings[Tensor],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """See `IndexSnapshot.search`."""
+        return self.snapshot.search(queries, k, where=where, candidates=candidates, options=self.options)
