@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lateinteraction.adapters.huggingface.projection import PcaProjection as PcaProjection
     from lateinteraction.adapters.huggingface.projection import RandomProjection as RandomProjection
     from lateinteraction.adapters.huggingface.reading import CheckpointOptions as CheckpointOptions
+    from lateinteraction.adapters.index.search import SearchOptions as SearchOptions
+    from lateinteraction.adapters.index.settings import IndexOptions as IndexOptions
     from lateinteraction.api import Index as Index
     from lateinteraction.api import Model as Model
     from lateinteraction.api import ProgressLine as ProgressLine
@@ -47,6 +49,8 @@ _HOMES = {
     "PcaProjection": "adapters.huggingface.projection",
     "RandomProjection": "adapters.huggingface.projection",
     "CheckpointOptions": "adapters.huggingface.reading",
+    "IndexOptions": "adapters.index.settings",
+    "SearchOptions": "adapters.index.search",
     "TokenPooling": "domain.recipe",
     "BinaryEmbeddings": "domain.quantisation",
     "Int8Embeddings": "domain.quantisation",
@@ -75,6 +79,7 @@ __all__ = [
     "Explanation",
     "Hit",
     "Index",
+    "IndexOptions",
     "Int8Embeddings",
     "LateInteractionError",
     "Measure",
@@ -86,6 +91,7 @@ __all__ = [
     "Ranking",
     "RelevanceJudgments",
     "Result",
+    "SearchOptions",
     "TokenEmbeddings",
     "TokenPooling",
     "TokenTrace",

@@ -1,7 +1,7 @@
 """What people type: strings in, results out. Coercion only; decisions are in `wiring`, work in the application.
 
     model = load_model()                      Model: an encoder with its scorer
-    index = Index(model)                      Index: documents to search, in memory
+    index = Index(model)                      Index: documents to search, in memory or in a folder
     index.add([...]); index.search("...")     → list[Result]
 
 Each object leads to the next level: `model.encoder`, `index.retriever`.
@@ -42,13 +42,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lateinteraction.adapters.encoding.encoder import EncodedDocuments, EncodingOptions, WorkingEncoder
+    from lateinteraction.adapters.flat import FlatIndex
     from lateinteraction.adapters.huggingface.reading import CheckpointOptions
+    from lateinteraction.adapters.index.index import StoredIndex
+    from lateinteraction.adapters.index.search import SearchOptions
+    from lateinteraction.adapters.index.settings import IndexOptions
     from lateinteraction.application.explanation import Explainer
     from lateinteraction.application.retrieval import Reranker, Retriever
 
 T = TypeVar("T")
 Where = Filter | Mapping[str, object]
 Output = Literal["torch", "numpy", "int8", "binary"]
+By = Literal["embeddings", "words", "both"]
 Stream = Iterable[str] | Iterable[Document] | Mapping[str, str]
 Documents = Sequence[str] | Sequence[Document] | Mapping[str, str]
 
@@ -257,13 +262,51 @@ class Model:
 
 
 class Index:
-    """Documents to search exactly, in memory. Safe to use from several threads."""
+    """Documents to search: in memory and exactly, or in a folder, where they stay. Safe to use from several threads.
 
-    def __init__(self, model: Model) -> None:
+        li.Index(model)                        in memory
+        li.Index(model, "my-index")            in a folder, which is made where there is none
+
+    Args:
+        model: encodes documents and queries; a folder remembers which one filled it, and refuses others.
+        folder: None: in memory.
+        options: of a new folder: how embeddings are stored, and the language of the texts.
+
+    Raises:
+        IndexMismatch: a folder that another model filled, or that was made with other options.
+        CorruptIndex: a folder that is damaged.
+    """
+
+    def __init__(self, model: Model, folder: str | Path | None = None, options: IndexOptions | None = None) -> None:
+        if folder is None and options is not None:
+            raise InvalidOption("options for an index in memory", "a folder", "Name one: Index(model, 'my-index').")
         self.model = model
-        self._store = wiring.memory_index()
+        self._in_folder = None if folder is None else wiring.stored_index(folder, model.encoder, options)
+        self._store: FlatIndex | StoredIndex = wiring.memory_index() if self._in_folder is None else self._in_folder
         self.retriever: Retriever[Tensor] = wiring.retriever(model.encoder, self._store)
         self._numbers = count()
+
+    @property
+    def stored(self) -> StoredIndex:
+        """The index of the folder: what can be done with one besides, such as `compact`, `verify`, `stats`.
+
+        Raises:
+            InvalidOption: it is in memory.
+        """
+        if self._in_folder is None:
+            raise InvalidOption("an index in memory", "one in a folder", "Make it as Index(model, 'my-index').")
+        return self._in_folder
+
+    def close(self) -> None:
+        """Let other processes write to the folder. A `with` block does it at its end."""
+        if self._in_folder is not None:
+            self._in_folder.close()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self._store)
@@ -290,9 +333,20 @@ class Index:
             return self.retriever.remove(_ids(which, "ids"))
         return self.retriever.remove(_filter(which))
 
+    def update(self, metadata: Mapping[str, Metadata]) -> int:
+        """Give documents of a folder new metadata in place of all they had; nothing is encoded. How many documents."""
+        return self.stored.update({DocumentId(identifier): new for identifier, new in metadata.items()})
+
     @overload
     def search(
-        self, query: str | Query, k: int = 10, *, where: Where | None = None, candidates: Sequence[str] | None = None
+        self,
+        query: str | Query,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        candidates: Sequence[str] | None = None,
+        by: By = "embeddings",
+        options: SearchOptions | None = None,
     ) -> list[Result]: ...
     @overload
     def search(
@@ -302,6 +356,8 @@ class Index:
         *,
         where: Where | None = None,
         candidates: Sequence[str] | None = None,
+        by: By = "embeddings",
+        options: SearchOptions | None = None,
     ) -> list[list[Result]]: ...
     def search(
         self,
@@ -310,21 +366,29 @@ class Index:
         *,
         where: Where | None = None,
         candidates: Sequence[str] | None = None,
+        by: By = "embeddings",
+        options: SearchOptions | None = None,
     ) -> list[Result] | list[list[Result]]:
         """The k best documents for a query; for a list of queries, a list for each.
 
         Args:
+            query: one, or several at once.
+            k: how many.
             where: only documents whose metadata match, as a `Filter` or in its JSON form.
             candidates: only these ids; none of them gives no results.
+            by: "embeddings", and in a folder "words" (BM25) or "both", whose scores are sums of reciprocal ranks.
+            options: how much a search of a folder may cost.
         """
-        queries = [query] if isinstance(query, (str, Query)) else _items(query, "queries")
+        queries = [_query(one) for one in ([query] if isinstance(query, (str, Query)) else _items(query, "queries"))]
+        eligible = None if where is None else _filter(where)
+        among = None if candidates is None else _ids(candidates, "candidates")
         snapshot = self._store.snapshot()  # rankings and texts of one moment, whoever writes meanwhile
-        rankings = wiring.searcher(self.model.encoder, snapshot).search(
-            [_query(one) for one in queries],
-            k,
-            where=None if where is None else _filter(where),
-            candidates=None if candidates is None else _ids(candidates, "candidates"),
-        )
+        if by == "embeddings" and options is None:
+            search = wiring.searcher(self.model.encoder, snapshot).search
+        else:
+            snapshot = self.stored.snapshot()
+            search = wiring.search_of(self.model.encoder, snapshot, by, options)
+        rankings = search(queries, k, where=eligible, candidates=among)
         found = [_results(ranking, snapshot.get(ranking.documents)) for ranking in rankings]
         return found[0] if isinstance(query, (str, Query)) else found
 

@@ -17,7 +17,7 @@ from lateinteraction.domain.embeddings import A, TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import InvalidOption, InvalidRanking
 from lateinteraction.domain.filters import Filter
 from lateinteraction.domain.ports import AddReport, Encoder, Index, OnDuplicate, Scorer
-from lateinteraction.domain.ranking import Ranking, check_cutoff
+from lateinteraction.domain.ranking import Ranking, check_cutoff, fuse_reciprocal_rank
 from lateinteraction.domain.text import Document, DocumentId, Query, check_documents
 
 
@@ -52,6 +52,69 @@ class Searcher(Generic[A]):
         """The k best documents for each query."""
         check_cutoff(k)
         return self.index.search(self.encoder.encode_queries(queries), k, where=where, candidates=candidates)
+
+
+class TextSearchable(Protocol):
+    """What ranks documents by the words they share with a query."""
+
+    def search_text(
+        self,
+        texts: Sequence[str],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]: ...
+
+
+@frozen
+class LexicalSearcher:
+    """Queries in, rankings out, by the words they share with documents."""
+
+    index: TextSearchable
+
+    def search(
+        self,
+        queries: Sequence[Query],
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """The k best documents for each query, of those that share a word with it."""
+        return self.index.search_text([query.text for query in queries], k, where=where, candidates=candidates)
+
+
+@frozen
+class HybridSearcher(Generic[A]):
+    """Two rankings made one: by embeddings and by words, fused by reciprocal ranks (Cormack et al., SIGIR 2009).
+
+    Args:
+        dense: ranks by embeddings.
+        lexical: ranks by words, over the same documents.
+        depth: how many hits of each are fused, and at least as many as are asked for.
+    """
+
+    dense: Searcher[A]
+    lexical: LexicalSearcher
+    depth: int = 100
+
+    def search(
+        self,
+        queries: Sequence[Query],
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """The k best documents for each query."""
+        check_cutoff(k)
+        depth = max(k, self.depth)
+        both = (
+            self.dense.search(queries, depth, where=where, candidates=candidates),
+            self.lexical.search(queries, depth, where=where, candidates=candidates),
+        )
+        return [fuse_reciprocal_rank(pair, k) for pair in zip(*both, strict=True)]
 
 
 @frozen

@@ -104,6 +104,135 @@ def rerank(
     run(query, source, k, model=model, device=device, as_json=as_json)
 
 
+index = typer.Typer(name="index", help="Keep documents in a folder, and search it.", no_args_is_help=True)
+app.add_typer(index)
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the index.")]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        metavar="JSON",
+        help='Only documents whose metadata match, as {"field": "name", "operator": "==", "value": "main"}.',
+    ),
+]
+
+
+@index.command()
+def create(
+    folder: Folder,
+    codec: Annotated[
+        str, typer.Option("--codec", help="auto, float16, int8, residual4, residual2 or residual1.")
+    ] = "auto",
+    language: Annotated[
+        str, typer.Option("--language", help="What words are stemmed by: english, german, …; none.")
+    ] = "english",
+    model: Model = None,
+    device: Device = "auto",
+) -> None:
+    """Make an index; it remembers how the model embeds."""
+    from lateinteraction.entrypoints.cli.index import Encoding, create
+
+    create(folder, codec, language, Encoding(model, device))
+
+
+@index.command()
+def add(
+    folder: Folder,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders to add.")],
+    on_duplicate: Annotated[
+        str, typer.Option("--on-duplicate", help="What becomes of ids that are there: error, skip or replace.")
+    ] = "error",
+    per_commit: Annotated[
+        int, typer.Option("--per-commit", min=1, help="Documents that are encoded and committed at a time.")
+    ] = 2048,
+    model: Model = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Add files. What is committed stays, whatever happens; run it again with --on-duplicate skip to go on."""
+    from lateinteraction.entrypoints.cli.index import Encoding, add
+
+    add(folder, paths, on_duplicate, per_commit, Encoding(model, device), as_json=as_json)
+
+
+@index.command()
+def remove(
+    folder: Folder,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Documents to remove.")] = None,
+    where: Where = None,
+) -> None:
+    """Remove documents, by ids or by filter."""
+    from lateinteraction.entrypoints.cli.index import remove
+
+    remove(folder, ids or [], where)
+
+
+@index.command(name="search")
+def search_index(
+    folder: Folder,
+    query: QueryText,
+    k: Hits = 10,
+    where: Where = None,
+    by: Annotated[str, typer.Option("--by", help="embeddings, words (BM25) or both.")] = "embeddings",
+    effort: Annotated[str, typer.Option("--effort", help="fast, balanced or exact.")] = "balanced",
+    model: Model = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Search an index."""
+    from lateinteraction.entrypoints.cli.index import Encoding, IndexQuery, search
+
+    search(folder, IndexQuery(query, k, where, by, effort), Encoding(model, device), as_json=as_json)
+
+
+@index.command()
+def info(folder: Folder, as_json: AsJson = False) -> None:
+    """Show what an index is made of."""
+    from lateinteraction.entrypoints.cli.index import info
+
+    info(folder, as_json=as_json)
+
+
+@index.command()
+def verify(folder: Folder, as_json: AsJson = False) -> None:
+    """Read every byte, and say what is damaged; exit code 1 where anything is."""
+    from lateinteraction.entrypoints.cli.index import verify
+
+    if not verify(folder, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@index.command()
+def repair(
+    folder: Folder,
+    accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Lose what cannot be saved.")] = False,
+) -> None:
+    """Say what making a damaged index whole would lose; do it with --accept-loss."""
+    from lateinteraction.entrypoints.cli.index import repair
+
+    if not repair(folder, accept_loss=accept_loss):
+        raise typer.Exit(1)
+
+
+@index.command()
+def compact(folder: Folder) -> None:
+    """Rewrite segments into few, free of removed documents."""
+    from lateinteraction.entrypoints.cli.index import compact
+
+    compact(folder)
+
+
+@index.command()
+def snapshot(
+    folder: Folder, target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new or empty folder.")]
+) -> None:
+    """Copy the present state into another folder, by links where the file system has them."""
+    from lateinteraction.entrypoints.cli.index import snapshot
+
+    snapshot(folder, target)
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, devices, kernels and the model."""

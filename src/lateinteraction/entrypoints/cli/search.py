@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -12,8 +11,8 @@ from attrs import frozen
 
 from lateinteraction import wiring
 from lateinteraction.api import Index, Result, load_model
-from lateinteraction.domain.errors import InvalidFilter, UnreadableFile
-from lateinteraction.domain.filters import Filter, filter_from_json, matches
+from lateinteraction.domain.errors import UnreadableFile
+from lateinteraction.domain.filters import matches
 from lateinteraction.domain.text import Document, Query
 from lateinteraction.entrypoints.cli.display import (
     counted,
@@ -27,6 +26,7 @@ from lateinteraction.entrypoints.cli.display import (
     told_of_truncation,
     visible,
 )
+from lateinteraction.entrypoints.cli.filters import filter_of
 
 if TYPE_CHECKING:
     from lateinteraction.adapters.files import Passages
@@ -60,7 +60,7 @@ def run(request: SearchRequest, *, model: str | None, device: str, as_json: bool
     """Read, encode, search, show."""
     started = perf_counter()
     Query(request.query)  # refused before anything is read
-    where = None if request.where is None else _filter(request.where)
+    where = None if request.where is None else filter_of(request.where)
     passages = wiring.passages(request.paths)
     if not passages.documents:
         raise UnreadableFile(
@@ -76,19 +76,6 @@ def run(request: SearchRequest, *, model: str | None, device: str, as_json: bool
         emit_json(_payload(request, passages, found))
     else:
         _show(request, passages, found)
-
-
-def _filter(text: str) -> Filter:
-    try:
-        return filter_from_json(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InvalidFilter):
-            raise
-        raise InvalidFilter(
-            f"--where {text!r:.80}, which is no JSON ({error})",
-            'a filter such as {"field": "line", "operator": "<", "value": 100}',
-            "Quote it so that the shell leaves it as it is.",
-        ) from error
 
 
 def _search(

@@ -1,0 +1,128 @@
+"""The index in a folder from the outside: the façade and the command, with a real model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lateinteraction as li
+from lateinteraction.domain.errors import IndexMismatch, InvalidOption
+from lateinteraction.entrypoints.cli import main
+
+TEXTS = {
+    "paris": "Paris is the capital of France, on the river Seine.",
+    "cats": "A cat sat on the mat and slept all day.",
+    "dates": "parse_date turns a text into a date.",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> li.Model:
+    return li.load_model()
+
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def li_index(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`li index …` in this process: exit code and standard output."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["index", *map(str, arguments)])
+        return int(ended.value.code or 0), capsys.readouterr().out
+
+    return run
+
+
+def test_a_folder_is_searched_by_embeddings_by_words_and_by_both(model: li.Model, tmp_path: Path) -> None:
+    with li.Index(model, tmp_path / "index") as index:
+        index.add(TEXTS)
+        assert index.search("What is the capital of France?", 1)[0].id == "paris"
+        assert [hit.id for hit in index.search("dates", by="words")] == ["dates"]
+        both = index.search("cat mats", 2, by="both")
+        assert both[0].id == "cats"
+        assert both[0].score > both[1].score
+        assert index.update({"cats": {"animal": True}}) == 1
+        only = {"field": "animal", "operator": "==", "value": True}
+        assert [hit.id for hit in index.search("France", where=only, options=li.SearchOptions("exact"))] == ["cats"]
+    again = li.Index(model, tmp_path / "index")
+    assert len(again) == 3
+    assert again.search("capital of France", 1)[0].text == TEXTS["paris"]
+    assert again.explain("capital of France", "paris").document.text == TEXTS["paris"]
+
+
+def test_another_model_is_refused(model: li.Model, tmp_path: Path) -> None:
+    li.Index(model, tmp_path / "index").close()
+    other = li.load_model(recipe={"document_prefix": "[unused0]"})
+    with pytest.raises(IndexMismatch, match="the same model and recipe"):
+        li.Index(other, tmp_path / "index")
+    longer = li.load_model(recipe={"document_length": 300})
+    assert len(li.Index(longer, tmp_path / "index")) == 0
+
+
+def test_other_options_are_refused(model: li.Model, tmp_path: Path) -> None:
+    li.Index(model, tmp_path / "index", li.IndexOptions("int8", "german")).close()
+    assert li.Index(model, tmp_path / "index").stored.settings.options == li.IndexOptions("int8", "german")
+    with pytest.raises(IndexMismatch):
+        li.Index(model, tmp_path / "index", li.IndexOptions("float16"))
+
+
+def test_an_index_in_memory_says_what_it_cannot_do(model: li.Model) -> None:
+    index = li.Index(model)
+    index.add(TEXTS)
+    for call in (
+        lambda: index.search("x", by="words"),
+        lambda: index.search("x", options=li.SearchOptions("fast")),
+        lambda: index.update({"cats": {}}),
+        lambda: index.stored,
+        lambda: li.Index(model, options=li.IndexOptions()),
+    ):
+        with pytest.raises(InvalidOption, match="my-index"):
+            call()
+
+
+def test_the_life_of_an_index_on_the_command_line(li_index: Command, tmp_path: Path) -> None:
+    records = [{"id": name, "text": text, "kind": "test"} for name, text in TEXTS.items()]
+    source = tmp_path / "documents.jsonl"
+    source.write_text("\n".join(map(json.dumps, records)))
+    folder, copy = tmp_path / "index", tmp_path / "copy"
+
+    def done(*arguments: object) -> str:
+        code, printed = li_index(*arguments)
+        assert code == 0
+        return printed
+
+    done("create", folder, "--codec", "float16")
+    assert "3 added" in done("add", folder, source)
+    assert li_index("add", folder, source)[0] == 1
+    assert json.loads(done("add", folder, source, "--on-duplicate", "skip", "--json"))["skipped"] == 3
+    for by in ("embeddings", "words", "both"):
+        found: Any = json.loads(done("search", folder, "the capital of France", "-k", 1, "--by", by, "--json"))
+        assert [hit["id"] for hit in found["hits"]] == ["paris"]
+    assert "1 document removed" in done("remove", folder, "cats")
+    assert json.loads(done("info", folder, "--json"))["documents"] == 2
+    done("compact", folder)
+    done("snapshot", folder, copy)
+    assert "sound" in done("verify", copy)
+    assert "nothing to repair" in done("repair", copy)
+
+
+def test_a_damaged_index_is_refused_reported_and_not_searched(li_index: Command, tmp_path: Path) -> None:
+    folder, source = tmp_path / "index", tmp_path / "documents.jsonl"
+    source.write_text(json.dumps({"id": "paris", "text": TEXTS["paris"]}))
+    assert li_index("create", folder)[0] == li_index("add", folder, source)[0] == 0
+    (data,) = folder.glob("s-*-00")
+    data.write_bytes(data.read_bytes()[:-1])
+    code, printed = li_index("verify", folder)
+    assert (code, "DAMAGED" in printed) == (1, True)
+    assert li_index("search", folder, "France")[0] == 1
+    code, printed = li_index("repair", folder)
+    assert (code, "pass --accept-loss" in printed) == (1, True)
+    assert li_index("repair", folder, "--accept-loss")[0] == 0
+    assert "sound" in li_index("verify", folder)[1]
