@@ -210,11 +210,12 @@ def test_a_refused_write_changes_nothing_and_can_be_tried_again() -> None:
             with StoredIndex(storage) as index:
                 add(index, 4, 5)
                 done = 1
-        except StorageFailed:
-            pass
+            unknown = False
+        except StorageFailed as error:
+            unknown = "may or may not" in str(error)
         faulty.close()
         with StoredIndex(inner) as again:
-            assert len(again) in (3, 5)
+            assert len(again) in ((3, 5) if unknown or done else (3,))
             if len(again) == 3:
                 assert content(again) == before
             again.add([document(4), document(5)], embeddings(4, 5), on_duplicate="skip")
@@ -300,3 +301,103 @@ def test_opening_and_looking_after_an_index_loads_no_torch(tmp_path: Path) -> No
     found = subprocess.run([sys.executable, "-c", script, str(tmp_path / "index")], capture_output=True, text=True)
     assert (found.stdout.strip(), found.stderr) == ("[]", "")
     assert len(StoredIndex(FolderStorage(tmp_path / "index"))) == 7
+
+
+def test_compaction_gives_room_back_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    with made(FolderStorage(folder, create=True)) as index:
+        add(index, *range(200))
+        before = sum(each.stat().st_size for each in folder.iterdir())
+        index.remove(Comparison("number", ">=", 10))
+        index.compact()
+        assert sum(each.stat().st_size for each in folder.iterdir()) < before / 4
+
+
+def test_files_of_other_people_stay(tmp_path: Path) -> None:
+    """Even where they are called as ours are."""
+    folder = tmp_path / "index"
+    index = made(FolderStorage(folder, create=True))
+    for name in ("tmp-notes", "tmp-7-abc", "notes", "s-1"):
+        (folder / name).write_text("mine")
+    for number in range(20):
+        add(index, number)
+    assert all((folder / name).read_text() == "mine" for name in ("tmp-notes", "tmp-7-abc", "notes", "s-1"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_during_a_write_reads_on_and_leaves_its_parent_alone(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, threading\n"
+        "from lateinteraction import wiring\n"
+        "index = wiring.stored_index(sys.argv[1])\n"
+        "stop = threading.Event()\n"
+        "def write():\n"
+        "    number = 0\n"
+        "    while not stop.is_set():\n"
+        "        index.update({'3': {'n': number}})\n"
+        "        number += 1\n"
+        "writer = threading.Thread(target=write)\n"
+        "writer.start()\n"
+        "codes = []\n"
+        "for _ in range(20):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        os._exit(0 if len(index.refresh()) == 10 and index.get(['5'])[0].id == '5' else 1)\n"
+        "    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "stop.set(); writer.join()\n"
+        "index.update({'4': {'n': 0}})\n"
+        "print(codes == [0] * 20, index.verify().sound)\n"
+    )
+    with made(FolderStorage(tmp_path / "index", create=True)) as index:
+        add(index, *range(10))
+    own = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
+    command = [sys.executable, "-c", script, str(tmp_path / "index")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, env=own)
+    assert (found.stdout.strip(), found.stderr) == ("True True", "")
+
+
+def test_a_codebook_grows_with_documents_unlike_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it has encoded keeps its meaning, without being encoded again."""
+    monkeypatch.setattr(folding, "COMPRESS_AT", 200)
+    index = made(codec="residual4")
+
+    def cluster(name: str, centre: int, count: int) -> None:
+        generator = np.random.default_rng(centre)
+        tokens = np.zeros((count * 4, 32), np.float32)
+        tokens[:, 8 * centre : 8 * centre + 8] = generator.standard_normal((count * 4, 8))
+        items = TokenEmbeddings(torch.nn.functional.normalize(torch.from_numpy(tokens), dim=1), offsets_of([4] * count))
+        index.add([Document(DocumentId(f"{name}{number}"), "") for number in range(count)], items)
+        known[name] = items
+
+    known: dict[str, TokenEmbeddings[Tensor]] = {}
+    cluster("a", 0, 500)
+    before = index.snapshot().stats().centroids
+    first = index.fetch([DocumentId("a7")]).tokens
+    cluster("b", 3, 500)
+    assert index.snapshot().stats().centroids > before
+    assert torch.equal(index.fetch([DocumentId("a7")]).tokens, first)
+    for name, items in known.items():
+        stored = index.fetch([DocumentId(f"{name}{number}") for number in range(500)]).tokens
+        assert float((stored * items.tokens).sum(dim=1).mean()) > 0.97
+
+
+def test_one_long_document_can_begin_a_compressed_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "COMPRESS_AT", 50)
+    monkeypatch.setattr(changes, "DRIFT_SAMPLE", 10)
+    index = made()
+    tokens = torch.nn.functional.normalize(torch.randn(300, WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
+    for name in ("one", "two"):
+        index.add([Document(DocumentId(name), "")], TokenEmbeddings(tokens, offsets_of([300])))
+    assert index.snapshot().stats().segments == {"residual": 2}
+    assert set(index.search(QUERY, 2)[0].documents) == {"one", "two"}
+
+
+def test_a_stream_leaves_no_long_tail_that_is_scored_exactly() -> None:
+    sizes: list[folding.Size] = []
+    for _ in range(40):
+        incoming = folding.Size(500, 30_000)
+        count = folding.folded(sizes, incoming, compressing=True)
+        gone = sizes[len(sizes) - count :]
+        whole = folding.Size(500 + sum(each.documents for each in gone), 30_000 + sum(each.tokens for each in gone))
+        sizes = [*sizes[: len(sizes) - count], whole]
+        assert sum(each.tokens for each in sizes if each.tokens < folding.COMPRESS_AT) < folding.COMPRESS_AT

@@ -16,20 +16,20 @@ from lateinteraction.adapters.index.files import FileRecord
 from lateinteraction.adapters.index.folding import Size
 from lateinteraction.adapters.index.manifests import SegmentRecord
 from lateinteraction.adapters.index.segments import (
+    PAYLOADS,
     REMOVED,
     UPDATED,
     Kept,
     Kind,
     Segment,
     built,
-    gathered,
     merged,
     write,
 )
 from lateinteraction.adapters.index.settings import IndexSettings
 from lateinteraction.adapters.index.snapshot import IndexSnapshot, Place
 from lateinteraction.adapters.index.writing import Writer
-from lateinteraction.domain.embeddings import TokenEmbeddings
+from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings
 from lateinteraction.domain.text import Document, Metadata
 
 if TYPE_CHECKING:
@@ -41,7 +41,11 @@ TOKENS_AT_A_TIME = 2**17
 """Tokens that are decoded at a time when a segment is stored another way: 64 MB at 128 dimensions."""
 
 SAMPLE = 2**20
-"""Tokens, at most, that a codebook is trained on: 512 MB at 128 dimensions."""
+"""Tokens, at most, that a codebook grows by: 512 MB at 128 dimensions."""
+
+DRIFT_SAMPLE = 2**15
+DRIFT = 0.35
+"""Tokens that are looked at for drift, and the share of them that may be far: a quarter is, of those like the first."""
 
 
 @final
@@ -113,7 +117,8 @@ class Changes:
         if self._compacting:
             yield from folding.groups(sizes)
             return
-        last = 0 if self._incoming is None else 1 + folding.folded(sizes[:-1], sizes[-1])
+        compressing = self._settings.bits is not None
+        last = 0 if self._incoming is None else 1 + folding.folded(sizes[:-1], sizes[-1], compressing=compressing)
         for number in range(len(sizes) - last):
             yield slice(number, number + 1)
         if last:
@@ -128,11 +133,12 @@ class Changes:
             whole = len(parts[0].rows) == segment.record.documents and segment.updates is None
             if not self._compacting or (whole and segment.kind == kind):
                 return self._with_deltas(parts[0])
-        if all(part.segment.kind == kind for part in parts):
-            payload = gathered(parts, kind)
-        else:
-            codebook = self._codebook() if kind == "residual" else None
-            payload = _encoded(kind, _decoded(parts), codebook)
+        codebook = None
+        if kind == "residual":
+            codebook = self._codebook([part for part in parts if part.segment.kind != kind])
+        payload = _joined([_stored_as(kind, part, codebook) for part in parts])
+        if codebook is not None:
+            payload |= _listed(payload, np.concatenate([part.lengths for part in parts]), len(codebook))
         number = self._writer.number()
         file = write(self._writer.new_file("segment", number), merged(parts), payload)
         return SegmentRecord(number, sum(len(part.rows) for part in parts), tokens, kind, (file,))
@@ -152,20 +158,37 @@ class Changes:
     def _delta(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
         return write(self._writer.new_file(kind), (), arrays)
 
-    def _codebook(self) -> Codebook:
-        """That of the index; trained on a sample of all its documents where it has none yet."""
-        if self._made is None:
-            self._made = self.snapshot.codebook
-        if self._made is None:
-            from lateinteraction.adapters.index.codebook import centroid_count, sample_size, train
+    def _codebook(self, unlike: Sequence[Kept]) -> Codebook:
+        """That of the index; trained on all its documents where it has none yet.
 
+        Args:
+            unlike: documents that are to be stored with it. Where too many of their tokens are far from every
+                centroid, it gets some for them; codes that are stored keep their meaning.
+        """
+        from lateinteraction.adapters.index.codebook import centroid_count, sample_size, train
+
+        before = self._made or self.snapshot.codebook
+        if before is None:
             assert self._settings.bits is not None
-            tokens = sum(int(part.lengths.sum()) for part in self._parts)
-            centroids = centroid_count(tokens)
-            share = min(1.0, min(sample_size(centroids), SAMPLE) / tokens)
-            self._made = train(_sampled(self._parts, share), centroids, self._settings.bits)
+            centroids = centroid_count(sum(int(part.lengths.sum()) for part in self._parts))
+            self._made = train(_sampled(self._parts, sample_size(centroids)), centroids, self._settings.bits)
+        elif unlike:
+            sample = _sampled(unlike, DRIFT_SAMPLE)
+            drifted = before.drift(sample, before.assign(sample)) > DRIFT
+            self._made = before.grown(_sampled(unlike, SAMPLE)) if drifted else before
+        else:
+            self._made = before
+        if self._made is not before:
             self._shared["codebook"] = write(self._writer.new_file("codebook"), (), self._made.arrays())
         return self._made
+
+
+def _stored_as(kind: Kind, part: Kept, codebook: Codebook | None) -> dict[str, NDArray[Any]]:
+    """The payload of a part: as it is stored where that is of this kind, else encoded some at a time."""
+    if part.segment.kind == kind:
+        return {name: part.tokens(name) for name in PAYLOADS[kind]}
+    blocks = (part.rows[block] for block in blocks_of(part.lengths, TOKENS_AT_A_TIME))
+    return _encoded(kind, (part.segment.payload.decode(rows).tokens for rows in blocks), codebook)
 
 
 def _encoded(kind: Kind, blocks: Iterable[Tensor], codebook: Codebook | None) -> dict[str, NDArray[Any]]:
@@ -173,27 +196,36 @@ def _encoded(kind: Kind, blocks: Iterable[Tensor], codebook: Codebook | None) ->
     from lateinteraction.adapters.index.payloads import encode_int8, encode_residual, encode_vectors
 
     if codebook is not None:
-        encoded = [encode_residual(block, codebook) for block in blocks]
-    else:
-        encoded = [(encode_int8 if kind == "int8" else encode_vectors)(block) for block in blocks]
-    return {name: np.concatenate([each[name] for each in encoded]) for name in encoded[0]}
+        return _joined([encode_residual(block, codebook) for block in blocks])
+    return _joined([(encode_int8 if kind == "int8" else encode_vectors)(block) for block in blocks])
 
 
-def _decoded(parts: Sequence[Kept]) -> Iterator[Tensor]:
-    """All tokens, float32, some at a time."""
-    for part in parts:
-        for block in blocks_of(part.lengths, TOKENS_AT_A_TIME):
-            yield part.segment.payload.decode(part.rows[block]).tokens
+def _joined(payloads: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    if len(payloads) == 1:
+        return payloads[0]
+    return {name: np.concatenate([each[name] for each in payloads]) for name in payloads[0]}
 
 
-def _sampled(parts: Sequence[Kept], share: float) -> Tensor:
-    """The tokens of a share of all documents, float32; drawn from a seed."""
+def _listed(payload: Mapping[str, NDArray[Any]], lengths: Offsets, centroids: int) -> dict[str, NDArray[Any]]:
+    """Inverted lists of a residual payload, where it is so large that reading all codes would take longer."""
+    from lateinteraction.adapters.index.codebook import tier_of
+    from lateinteraction.adapters.index.lists import build_lists
+
+    codes = payload["residual.codes"]
+    return build_lists(codes, lengths, centroids) if tier_of(len(codes)) == "listed" else {}
+
+
+def _sampled(parts: Sequence[Kept], tokens: int) -> Tensor:
+    """About so many unit vectors, float32: all tokens of some documents, drawn from a seed."""
     import torch
 
     generator = np.random.default_rng(0)
+    share = min(1.0, tokens / max(1, sum(int(part.lengths.sum()) for part in parts)))
     chosen = [part.rows[generator.random(len(part.rows)) < share] for part in parts]
-    decoded = [part.segment.payload.decode(rows).tokens for part, rows in zip(parts, chosen, strict=True) if len(rows)]
-    return torch.cat(decoded)
+    found = [part.segment.payload.decode(rows).tokens for part, rows in zip(parts, chosen, strict=True) if len(rows)]
+    if not sum(map(len, found)):  # few and long documents, none of which was drawn
+        found = [part.segment.payload.decode(part.rows).tokens for part in parts]
+    return torch.nn.functional.normalize(torch.cat(found), dim=1)
 
 
 def _of_items(embeddings: TokenEmbeddings[Tensor], rows: Rows) -> Tensor:

@@ -9,7 +9,7 @@ from lateinteraction.adapters.index.commits import committed
 from lateinteraction.adapters.index.leases import held
 from lateinteraction.adapters.index.manifests import Manifest, generation_of, number_of
 from lateinteraction.adapters.index.states import load
-from lateinteraction.adapters.index.storage import Storage
+from lateinteraction.adapters.index.storage import Storage, is_temporary
 from lateinteraction.domain.errors import CorruptIndex
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def collect(
         elif number is not None:
             doomed = needed is not None and number < counter and name not in needed
         else:
-            doomed = name.startswith("tmp-") and name not in pending
+            doomed = is_temporary(name) and name not in pending
         removed += doomed and storage.unlink(name)
     return removed
 

@@ -27,13 +27,21 @@ class Size(NamedTuple):
     tokens: int
 
 
-def folded(sizes: Sequence[Size], incoming: Size) -> int:
-    """How many of the last segments are folded together with an incoming one."""
+def folded(sizes: Sequence[Size], incoming: Size, *, compressing: bool = False) -> int:
+    """How many of the last segments are folded together with an incoming one.
+
+    Args:
+        sizes: of the segments, in order.
+        incoming: behind them.
+        compressing: whether large segments are stored by a residual codec; small ones are folded as soon as they are
+            large together, so that no more than `COMPRESS_AT` tokens are ever scored exactly.
+    """
+    tail = _tail(sizes, incoming) if compressing else 0
     count, total = 0, incoming
     while True:
         run = _run(sizes[: len(sizes) - count], total)
         if run + 1 < FANOUT:
-            return count
+            return max(count, tail)
         for size in sizes[len(sizes) - count - run : len(sizes) - count]:
             total = Size(total.documents + size.documents, total.tokens + size.tokens)
         count += run
@@ -56,6 +64,17 @@ def kind_of(settings: IndexSettings, tokens: int) -> Kind:
     if settings.options.codec == "int8":
         return "int8"
     return "residual" if settings.bits is not None and tokens >= COMPRESS_AT else "vectors"
+
+
+def _tail(sizes: Sequence[Size], incoming: Size) -> int:
+    """How many of the last are too small to be compressed, where together with the incoming one they are not."""
+    if incoming.tokens >= COMPRESS_AT:
+        return 0
+    tail, tokens = 0, incoming.tokens
+    while tail < len(sizes) and sizes[-1 - tail].tokens < COMPRESS_AT:
+        tokens += sizes[-1 - tail].tokens
+        tail += 1
+    return tail if tokens >= COMPRESS_AT else 0
 
 
 def _run(sizes: Sequence[Size], total: Size) -> int:

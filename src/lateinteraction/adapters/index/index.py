@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from lateinteraction.adapters.index.snapshot import IndexSnapshot, Place
 from lateinteraction.adapters.index.storage import Storage
 from lateinteraction.adapters.index.writing import Writer
 from lateinteraction.domain.embeddings import TokenEmbeddings
-from lateinteraction.domain.errors import StorageFailed, UnknownDocument
+from lateinteraction.domain.errors import CorruptIndex, IndexLocked, StorageFailed, UnknownDocument
 from lateinteraction.domain.filters import Filter, check_filter
 from lateinteraction.domain.ports import AddReport, OnDuplicate
 from lateinteraction.domain.ranking import Ranking
@@ -69,6 +70,7 @@ class StoredIndex:
         self._writer: Writer | None = None
         self._behind = False  # something is committed that could not be opened yet
         self._one_at_a_time = threading.Lock()
+        self._process = os.getpid()
 
     @classmethod
     def create(cls, storage: Storage, settings: IndexSettings | None = None) -> StoredIndex:
@@ -77,7 +79,9 @@ class StoredIndex:
         Raises:
             InvalidOption: there is one already.
         """
-        Generations(storage).create((settings or IndexSettings()).to_json())
+        settings = settings or IndexSettings()
+        settings.analyser.terms("words")  # what stems them may not be installed: to be known before anything is made
+        Generations(storage).create(settings.to_json())
         return cls(storage)
 
     def __enter__(self) -> StoredIndex:
@@ -99,7 +103,7 @@ class StoredIndex:
 
     def close(self) -> None:
         """Give back the lock and the lease. Once or more often; snapshots that others hold stay readable."""
-        with self._one_at_a_time:
+        with self._alone():
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
@@ -115,7 +119,7 @@ class StoredIndex:
 
     def refresh(self) -> IndexSnapshot:
         """See what other processes have committed. Costs a look at the log where that is nothing."""
-        with self._one_at_a_time:
+        with self._alone():
             return self._refreshed()
 
     def ids(self) -> tuple[DocumentId, ...]:
@@ -212,6 +216,9 @@ class StoredIndex:
         with self._writing() as changes:
             changes.compact()
             changes.commit()
+        del changes  # which holds the generation before, and its lease
+        with self._alone():
+            self._collect(1)
 
     def copy_to(self, folder: Path) -> None:
         """Make a new folder that holds the present generation: links to its files where the system can, else copies.
@@ -229,9 +236,15 @@ class StoredIndex:
         """Say what making a damaged index whole again would lose; do it where that is accepted."""
         return self._generations.repair(accept_loss=accept_loss)
 
+    def _alone(self) -> threading.Lock:
+        """The lock of whoever changes this object. A forked child has its own, and no writer: its parent has those."""
+        if self._process != os.getpid():
+            self._one_at_a_time, self._writer, self._process = threading.Lock(), None, os.getpid()
+        return self._one_at_a_time
+
     @contextmanager
     def _writing(self) -> Iterator[Changes]:
-        with self._one_at_a_time:
+        with self._alone():
             if self._writer is None:
                 self._writer = self._generations.writer()
             before = self._refreshed()
@@ -240,16 +253,20 @@ class StoredIndex:
                 yield changes
             finally:
                 self._writer.abandon()
-            seen = False
+            self._behind = True
             try:
                 self._refreshed()
-                seen = True
-                self._writer.collect(KEPT_GENERATIONS)
-            except StorageFailed as error:  # what was committed stays committed; the next call tries again
-                what = "files that nobody needs are still there" if seen else "what was committed is not open yet"
-                _log.warning("%s: %s", what, error)
-            finally:
-                self._behind = not seen
+            except (StorageFailed, CorruptIndex) as error:  # what was committed stays committed
+                _log.warning("what was committed is not open yet: %s", error)
+            self._collect(KEPT_GENERATIONS)
+
+    def _collect(self, keep: int) -> None:
+        """Remove what nobody needs. A refusal is no failure of the call: the next one tries again."""
+        try:
+            if self._writer is not None:
+                self._writer.collect(keep)
+        except (StorageFailed, IndexLocked) as error:
+            _log.warning("files that nobody needs are still there: %s", error)
 
     def _refreshed(self) -> IndexSnapshot:
         before = self._snapshot

@@ -71,7 +71,7 @@ class Lists:
         sound = self._rows.dtype == np.uint16 and self._starts.dtype == np.int64 and rest == 0
         if not sound or int(self._starts[0]) != 0 or int(self._starts[-1]) != len(self._rows):
             raise CorruptIndex("inverted lists whose arrays do not fit together", "those of one segment", _VERIFY)
-        self._centroids = count
+        self.centroids = count
 
     def gains(
         self, centroids: NDArray[np.int64], similarities: NDArray[np.float32]
@@ -103,8 +103,8 @@ class Lists:
         """For each listing its place in `centroids` and its document, and where each query token's listings begin."""
         places, blocks = np.divmod(np.arange(centroids.size * self._blocks), self._blocks)
         wanted = centroids.ravel()[places]
-        known = wanted < self._centroids
-        lists = np.where(known, blocks * self._centroids + wanted, 0)
+        known = wanted < self.centroids
+        lists = np.where(known, blocks * self.centroids + wanted, 0)
         starts, ends = self._starts[lists], np.where(known, self._starts[lists + 1], self._starts[lists])
         self._arrays.check(ROWS, starts, ends)
         sizes = ends - starts

@@ -20,6 +20,7 @@ from lateinteraction.adapters.index.arrays import Arrays
 from lateinteraction.adapters.index.columns import Column, Rows, damaged, of_arrays, ranges, store
 from lateinteraction.adapters.index.files import FileRecord, FileWriter
 from lateinteraction.adapters.index.ids import HashedIds, Ids
+from lateinteraction.adapters.index.lists import STARTS, Lists
 from lateinteraction.adapters.index.manifests import SegmentRecord
 from lateinteraction.adapters.index.metadata import MetadataColumns
 from lateinteraction.adapters.index.postings import Postings
@@ -66,6 +67,7 @@ class Segment:
     ) -> None:
         self.record, self.arrays = record, arrays
         self._deltas, self._codebook = deltas, codebook
+        self._lists: Lists | None = None
         self.ids = Ids(arrays)
         gone = deltas.get(REMOVED)
         self.live: NDArray[np.bool_] = (
@@ -106,6 +108,14 @@ class Segment:
         from lateinteraction.adapters.index.payloads import read_payload
 
         return read_payload(self.arrays, self._codebook())
+
+    def lists_for(self, codebook: Codebook | None) -> Lists | None:
+        """Its inverted lists; None where it has none, or where the codebook has grown since they were made."""
+        if codebook is None or STARTS not in self.arrays:
+            return None
+        if self._lists is None:
+            self._lists = Lists(self.arrays, self.record.documents)
+        return self._lists if self._lists.centroids == len(codebook) else None
 
     @cached_property
     def offsets(self) -> Offsets:
@@ -192,11 +202,6 @@ def merged(parts: Sequence[Kept]) -> Iterator[Column]:
     yield from updates.merged([(part.segment.metadata, part.rows) for part in parts])
     yield from postings.merged([(part.segment.postings, part.rows) for part in parts])
     yield from of_arrays({"tokens.offsets": offsets_of(np.concatenate([part.lengths for part in parts]))})
-
-
-def gathered(parts: Sequence[Kept], kind: Kind) -> dict[str, NDArray[Any]]:
-    """The payload of all parts as it is stored; all of them of this kind, and of one codebook."""
-    return {name: np.concatenate([part.tokens(name) for part in parts]) for name in PAYLOADS[kind]}
 
 
 def write(file: FileWriter, columns: Iterable[Column], arrays: Mapping[str, NDArray[Any]]) -> FileRecord:

@@ -141,6 +141,7 @@ class IndexSnapshot:
 
     def get(self, ids: Sequence[DocumentId]) -> list[Document]:
         """These documents, in this order. See `DocumentStore.get`."""
+        check_ids(ids, "ids")
         found: list[Document | None] = [None] * len(ids)
         for number, items, rows in self._by_segment(ids):
             for item, document in zip(items, self.segments[number].documents(rows), strict=True):
@@ -151,6 +152,7 @@ class IndexSnapshot:
         """Embeddings of these documents as they are stored, float32, in this order. See `EmbeddingStore.fetch`."""
         import torch
 
+        check_ids(ids, "ids")
         parts: list[Tensor | None] = [None] * len(ids)
         for number, items, rows in self._by_segment(ids):
             for item, tokens in zip(items, self.segments[number].payload.decode(rows), strict=True):
@@ -186,9 +188,15 @@ class IndexSnapshot:
         check_queries(queries)
         check_width(self.settings.dimension, queries)
         masks = self.eligible(where, candidates)
-        views = [SegmentView(segment.payload, mask) for segment, mask in zip(self.segments, masks, strict=True)]
+        asked = [number for number, mask in enumerate(masks) if mask.any()]
+        views = [
+            SegmentView(segment.payload, masks[number], lists=segment.lists_for(self.codebook))
+            for number in asked
+            for segment in [self.segments[number]]
+        ]
+        numbers = np.array(asked, np.int64)
         found = search(views, queries, k, options)
-        return [self._ranking(hits.segments, hits.rows, hits.scores, k) for hits in found]
+        return [self._ranking(numbers[hits.segments], hits.rows, hits.scores, k) for hits in found]
 
     def search_text(
         self,

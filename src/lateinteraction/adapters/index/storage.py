@@ -27,6 +27,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 """What can be written: C-contiguous, of any item; its bytes are taken as they lie. Of an array, its `data`."""
 
 _NAME = re.compile(r"[a-z0-9-]{1,80}")
+_TEMPORARY = re.compile(r"tmp-[0-9]+-[0-9a-f]{32}")
 
 
 class NewFile(Protocol):
@@ -147,6 +148,11 @@ class Storage(Protocol):
 def is_name(name: object) -> bool:
     """Whether it can name a file of a storage: a–z, 0–9 and -, 1 to 80 of them."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `temporary_name` could have given it: other people's files have other names."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def temporary_name() -> str:

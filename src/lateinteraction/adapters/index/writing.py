@@ -144,7 +144,9 @@ class Writer:
         return manifest
 
     def abandon(self) -> None:
-        """Give up all files that are not committed."""
+        """Give up all files that are not committed; in a forked child they are the parent's."""
+        if self._process != os.getpid():
+            return
         files, self._files, self._parts = list(self._files.values()), {}, {}
         for file in files:
             file.abandon()
