@@ -38,7 +38,7 @@ exit 1
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deep check lint format types imports links docs fix aot bench peers gpu clean environment-demo environment-dev
+.PHONY: help demo test test-deep torture check lint format types imports links docs fix aot bench peers gpu clean environment-demo environment-dev
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ test: environment-dev  ## Run the whole test suite, with coverage
 
 test-deep: environment-dev  ## Run it with 500 examples for each law, and the slow cases
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -n $(WORKERS) --timeout=3600
+
+torture: environment-dev  ## Kill writers, damage files, fail the storage of indexes: what is lost or answered wrongly
+	@$(RUN) tools/torture.py
 
 check: lint format types imports links  ## Everything that is not a test: lint, format, types, imports, links
 

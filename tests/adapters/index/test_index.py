@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from lateinteraction.domain.errors import (
 )
 from lateinteraction.domain.filters import Comparison
 from lateinteraction.domain.text import Document, DocumentId
-from lateinteraction.testing.storage import FaultyStorage, MemoryStorage
+from lateinteraction.testing.storage import FaultyStorage, Killed, MemoryStorage
 
 WIDTH = 8
 TOPICS = ("apples", "boats", "clouds", "drums", "engines")
@@ -401,3 +402,20 @@ def test_a_stream_leaves_no_long_tail_that_is_scored_exactly() -> None:
         whole = folding.Size(500 + sum(each.documents for each in gone), 30_000 + sum(each.tokens for each in gone))
         sizes = [*sizes[: len(sizes) - count], whole]
         assert sum(each.tokens for each in sizes if each.tokens < folding.COMPRESS_AT) < folding.COMPRESS_AT
+
+
+@pytest.mark.parametrize("at", range(8, 20))
+def test_an_index_whose_making_was_cut_short_is_sound_or_is_not_there(at: int) -> None:
+    inner = MemoryStorage()
+    with contextlib.suppress(Killed):
+        made(FaultyStorage(inner, at=at, fault="kill"))
+    left = inner.after_death()
+    try:
+        index = StoredIndex(left)
+    except UnreadableFile:
+        made(left)
+        return
+    assert len(index) == 0
+    assert index.verify().sound
+    add(index, 1)
+    assert index.verify().sound

@@ -253,10 +253,10 @@ class StoredIndex:
                 yield changes
             finally:
                 self._writer.abandon()
-            self._behind = True
             try:
                 self._refreshed()
             except (StorageFailed, CorruptIndex) as error:  # what was committed stays committed
+                self._behind = True
                 _log.warning("what was committed is not open yet: %s", error)
             self._collect(KEPT_GENERATIONS)
 

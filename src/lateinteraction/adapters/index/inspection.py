@@ -100,7 +100,9 @@ def verify(storage: Storage, patience: float, content: Callable[[OpenGeneration]
             return VerifyReport()
         report = _verified(storage, state, content)
         if report.sound or log_size(storage) == state.end.size:  # else it may have been collected meanwhile
-            damages, remarks = (*log.damages, *report.damages), _remarks(storage, state)
+            # A log without a record beside a newest generation is that of an index whose making was cut short.
+            damages = (*(log.damages if log.records else ()), *report.damages)
+            remarks = _remarks(storage, state)
             return evolve(report, records=log.records, damages=damages, remarks=remarks)
 
 

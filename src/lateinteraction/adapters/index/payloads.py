@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor
 from lateinteraction import kernels
 from lateinteraction.adapters.index.arrays import Arrays, InMemory
 from lateinteraction.adapters.index.codebook import Codebook
+from lateinteraction.adapters.index.once import once
 from lateinteraction.adapters.neural.transfer import all_finite, to_device, to_host
 from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import CorruptIndex, IndexMismatch, InvalidEmbeddings
@@ -100,7 +100,7 @@ class PreparedQuery:
             self._tables_of_bytes[codebook] = kernels.quantise_table(self.table(codebook))
         return self._tables_of_bytes[codebook]
 
-    @cached_property
+    @once
     def in_eight_bits(self) -> Tokens:
         """The tokens rounded as `int8` rounds those of documents."""
         made = quantise_to_int8(TokenEmbeddings(to_host(self.tokens.values), offsets_of([len(self)])))

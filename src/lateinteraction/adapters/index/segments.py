@@ -7,7 +7,6 @@ and new metadata are files of their own, which stand beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
@@ -23,6 +22,7 @@ from lateinteraction.adapters.index.ids import HashedIds, Ids
 from lateinteraction.adapters.index.lists import STARTS, Lists
 from lateinteraction.adapters.index.manifests import SegmentRecord
 from lateinteraction.adapters.index.metadata import MetadataColumns
+from lateinteraction.adapters.index.once import once
 from lateinteraction.adapters.index.postings import Postings
 from lateinteraction.adapters.index.texts import Texts
 from lateinteraction.adapters.index.updates import MetadataView, Updates
@@ -78,31 +78,31 @@ class Segment:
         """How many documents it has."""
         return int(np.count_nonzero(self.live))
 
-    @cached_property
+    @once
     def rows(self) -> Rows:
         """The rows of its documents."""
         return np.flatnonzero(self.live)
 
-    @cached_property
+    @once
     def texts(self) -> Texts:
         return Texts(self.arrays)
 
-    @cached_property
+    @once
     def updates(self) -> Updates | None:
         """New metadata since it was written."""
         changed = self._deltas.get(UPDATED)
         return None if changed is None else Updates(changed)
 
-    @cached_property
+    @once
     def metadata(self) -> MetadataView:
         """As of now, with its updates."""
         return MetadataView(MetadataColumns(self.arrays, self.record.documents), self.updates)
 
-    @cached_property
+    @once
     def postings(self) -> Postings:
         return Postings(self.arrays, self.record.documents)
 
-    @cached_property
+    @once
     def payload(self) -> Payload:
         """Its token embeddings. Imports torch."""
         from lateinteraction.adapters.index.payloads import read_payload
@@ -117,7 +117,7 @@ class Segment:
             self._lists = Lists(self.arrays, self.record.documents)
         return self._lists if self._lists.centroids == len(codebook) else None
 
-    @cached_property
+    @once
     def offsets(self) -> Offsets:
         """Where the tokens of each row begin, int64 (N+1,)."""
         return self.arrays.whole("tokens.offsets")

@@ -6,7 +6,6 @@ It reads only. What a search does with the tokens of a segment is the payloads' 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import numpy as np
@@ -18,6 +17,7 @@ from lateinteraction.adapters.index.columns import Rows
 from lateinteraction.adapters.index.files import FileRecord
 from lateinteraction.adapters.index.ids import HashedIds
 from lateinteraction.adapters.index.manifests import SegmentRecord
+from lateinteraction.adapters.index.once import once
 from lateinteraction.adapters.index.reading import OpenGeneration
 from lateinteraction.adapters.index.segments import Segment
 from lateinteraction.adapters.index.settings import IndexSettings
@@ -247,7 +247,7 @@ class IndexSnapshot:
             centroids=0 if self.codebook is None else len(self.codebook),
         )
 
-    @cached_property
+    @once
     def _bm25(self) -> Bm25:
         segments = [LexicalSegment(segment.postings, segment.live) for segment in self.segments]
         return Bm25(segments, self.settings.analyser)
