@@ -36,7 +36,7 @@ from lateinteraction.domain.quantisation import (
 )
 from lateinteraction.domain.ranking import Ranking, Score
 from lateinteraction.domain.recipe import EncodingRecipe
-from lateinteraction.domain.text import Document, DocumentId, Metadata, Query, check_new
+from lateinteraction.domain.text import Document, DocumentId, Metadata, Query
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -323,8 +323,6 @@ class Index:
             DuplicateDocument: an id twice, or one already there and on_duplicate is "error".
         """
         named = _documents(documents, self._numbers, self._store)
-        if on_duplicate == "error":  # said again by the index; here it costs no encoding
-            check_new((document.id for document in named), self._store)
         return self.retriever.add(named, on_duplicate=on_duplicate)
 
     def remove(self, which: Sequence[str] | Where) -> int:

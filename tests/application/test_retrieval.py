@@ -126,3 +126,29 @@ def test_a_document_is_ranked_once() -> None:
 def test_k_below_one_is_refused_for_reranking() -> None:
     with pytest.raises(InvalidRanking):
         reranker().rank(Query("red"), documents("red"), 0)
+
+
+class CountingEncoder:
+    """Notes what it encodes."""
+
+    def __init__(self) -> None:
+        self.encoder = HashEncoder()
+        self.recipe, self.encode_queries = self.encoder.recipe, self.encoder.encode_queries
+        self.encoded: list[str] = []
+
+    def encode_documents(self, documents: list[Document]) -> object:
+        self.encoded += [document.id for document in documents]
+        return self.encoder.encode_documents(documents)
+
+
+def test_what_is_there_already_is_not_encoded_again() -> None:
+    encoder = CountingEncoder()
+    retriever = Retriever(encoder, ListIndex())
+    documents = [Document(DocumentId(name), f"the text of {name}") for name in "abcd"]
+    retriever.add(documents[:2])
+    report = retriever.add_stream(documents, on_duplicate="skip", documents_per_add=3)
+    assert (report.added, report.skipped) == (("c", "d"), ("a", "b"))
+    with pytest.raises(DuplicateDocument):
+        retriever.add([documents[3], Document(DocumentId("e"), "another text")])
+    assert encoder.encoded == ["a", "b", "c", "d"]
+    assert retriever.add(documents, on_duplicate="replace").replaced == ("a", "b", "c", "d")

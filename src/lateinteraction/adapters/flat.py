@@ -127,6 +127,11 @@ class FlatIndex:
         """The index as it is now: later additions and removals do not reach it. Costs nothing."""
         return self._state
 
+    def held(self, ids: Sequence[DocumentId]) -> frozenset[DocumentId]:
+        """Those of these ids that it has."""
+        state = self._state
+        return frozenset(identifier for identifier in ids if identifier in state)
+
     def ids(self) -> tuple[DocumentId, ...]:
         """The ids of all documents, in the order they were added."""
         return self._state.ids()

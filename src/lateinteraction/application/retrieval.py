@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Generic, Protocol
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 from lateinteraction.domain.embeddings import A, TokenEmbeddings, offsets_of
@@ -18,7 +18,7 @@ from lateinteraction.domain.errors import InvalidOption, InvalidRanking
 from lateinteraction.domain.filters import Filter
 from lateinteraction.domain.ports import AddReport, Encoder, Index, OnDuplicate, Scorer
 from lateinteraction.domain.ranking import Ranking, check_cutoff, fuse_reciprocal_rank
-from lateinteraction.domain.text import Document, DocumentId, Query, check_documents
+from lateinteraction.domain.text import Document, DocumentId, Query, check_documents, check_new
 
 
 class Searchable(Protocol[A]):
@@ -125,9 +125,21 @@ class Retriever(Generic[A]):
     index: Index[A]
 
     def add(self, documents: Sequence[Document], *, on_duplicate: OnDuplicate = "error") -> AddReport:
-        """Encode documents and add them in one piece: all of them, or on an error none."""
+        """Encode documents and add them in one piece: all of them, or on an error none.
+
+        What is there already is noticed before it is encoded; what is skipped is not encoded at all, so that a stream
+        which was interrupted goes on where it ended.
+        """
         check_documents(documents)
-        return self.index.add(documents, self.encoder.encode_documents(documents), on_duplicate=on_duplicate)
+        held: frozenset[DocumentId] = frozenset()
+        if on_duplicate != "replace":
+            held = self.index.held([document.id for document in documents])
+        if on_duplicate == "error":
+            check_new((document.id for document in documents), held)
+        wanted = [document for document in documents if document.id not in held]
+        report = self.index.add(wanted, self.encoder.encode_documents(wanted), on_duplicate=on_duplicate)
+        skipped = held | frozenset(report.skipped)
+        return evolve(report, skipped=[document.id for document in documents if document.id in skipped])
 
     def add_stream(
         self, documents: Iterable[Document], *, on_duplicate: OnDuplicate = "error", documents_per_add: int = 1024

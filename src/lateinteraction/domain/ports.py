@@ -73,6 +73,10 @@ class Index(Protocol[A]):
 
     def __len__(self) -> int: ...
 
+    def held(self, ids: Sequence[DocumentId]) -> frozenset[DocumentId]:
+        """Those of these ids that it has."""
+        ...
+
     def add(
         self, documents: Sequence[Document], embeddings: TokenEmbeddings[A], *, on_duplicate: OnDuplicate = "error"
     ) -> AddReport:

@@ -203,6 +203,10 @@ class ListIndex:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def held(self, ids: Sequence[DocumentId]) -> frozenset[DocumentId]:
+        """Those of these ids that it has."""
+        return frozenset(ids) & self._entries.keys()
+
     def add(
         self,
         documents: Sequence[Document],

@@ -122,6 +122,11 @@ class StoredIndex:
         with self._alone():
             return self._refreshed()
 
+    def held(self, ids: Sequence[DocumentId]) -> frozenset[DocumentId]:
+        """Those of these ids that it has."""
+        places = self.snapshot().places(ids)
+        return frozenset(identifier for identifier, place in zip(ids, places, strict=True) if place is not None)
+
     def ids(self) -> tuple[DocumentId, ...]:
         """The ids of all documents."""
         return self.snapshot().ids()

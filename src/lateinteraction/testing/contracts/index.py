@@ -146,6 +146,13 @@ class IndexContract(Conversions[A]):
         with self.refused(index, DuplicateDocument):
             index.add([document_of("a"), document_of("x")], self.given(_EMBEDDINGS.span(0, 2)), on_duplicate="error")
 
+    def test_it_says_which_ids_it_has(self) -> None:
+        index = self.filled()
+        assert index.held(ids_of("x", "b", "a", "y")) == {"a", "b"}
+        assert index.held([]) == frozenset()
+        index.remove(ids_of("a"))
+        assert index.held(ids_of("a", "b")) == {"b"}
+
     def test_skip_keeps_the_old_document(self) -> None:
         index = self.filled()
         before = self.state(index)
