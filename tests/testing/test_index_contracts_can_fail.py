@@ -24,6 +24,9 @@ class Sound:
     def __init__(self) -> None:
         self.inner = ListIndex()
 
+    def held(self, ids: Sequence[DocumentId]) -> frozenset[DocumentId]:
+        return self.inner.held(ids)
+
     def __len__(self) -> int:
         return len(self.inner)
 
@@ -53,6 +56,11 @@ class ReportsInOrderOfId(Sound):
     def add(self, documents, embeddings, *, on_duplicate="error"):
         report = super().add(documents, embeddings, on_duplicate=on_duplicate)
         return evolve(report, added=sorted(report.added))
+
+
+class HoldsWhatItIsAskedFor(Sound):
+    def held(self, ids):
+        return frozenset(ids)
 
 
 class ForgetsMetadata(Sound):
@@ -346,6 +354,7 @@ def _kept_backwards(ranking: Ranking, k: int) -> Ranking:
 
 
 FAULTS: dict[type[Sound], list[str]] = {
+    HoldsWhatItIsAskedFor: ["it_says_which_ids_it_has"],
     KeepsTheCallersArray: ["the_callers_array_can_be_used_again"],
     ReportsInOrderOfId: ["an_addition_is_reported_in_the_order_given", "skip_takes_the_new_documents"],
     ForgetsMetadata: [
@@ -371,6 +380,7 @@ FAULTS: dict[type[Sound], list[str]] = {
         "any_history_is_that_of_a_dictionary",
     ],
     DoesNotRemove: [
+        "it_says_which_ids_it_has",
         "a_removed_document_can_come_back_changed",
         "an_empty_document_can_be_fetched_and_removed",
         "an_unknown_id_is_refused",
