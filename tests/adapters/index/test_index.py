@@ -393,6 +393,27 @@ def test_one_long_document_can_begin_a_compressed_index(monkeypatch: pytest.Monk
     assert set(index.search(QUERY, 2)[0].documents) == {"one", "two"}
 
 
+def test_a_lone_id_is_no_list_of_candidates() -> None:
+    index = made()
+    add(index, 1, 2, 3)
+    with pytest.raises(InvalidOption, match="a sequence of ids"):
+        index.search(QUERY, 2, candidates="12")
+    with pytest.raises(InvalidOption, match="a sequence of ids"):
+        index.snapshot().search_text(["boats"], 2, candidates="12")
+    with pytest.raises(InvalidOption, match="a sequence of ids"):
+        index.get("12")
+
+
+def test_what_an_index_is_made_of_is_told_without_reading_its_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "COMPRESS_AT", 50)
+    storage = MemoryStorage()
+    with made(storage) as index:
+        add(index, *range(100))
+        known = len(index.snapshot().codebook or ())
+    monkeypatch.delattr("lateinteraction.adapters.index.codebook.Codebook.read")
+    assert StoredIndex(storage).snapshot().stats().centroids == known > 0
+
+
 def test_a_stream_leaves_no_long_tail_that_is_scored_exactly() -> None:
     sizes: list[folding.Size] = []
     for _ in range(40):

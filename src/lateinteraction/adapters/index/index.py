@@ -28,7 +28,7 @@ from lateinteraction.adapters.index.snapshot import IndexSnapshot, Place
 from lateinteraction.adapters.index.storage import Storage
 from lateinteraction.adapters.index.writing import Writer
 from lateinteraction.domain.embeddings import TokenEmbeddings
-from lateinteraction.domain.errors import CorruptIndex, IndexLocked, StorageFailed, UnknownDocument
+from lateinteraction.domain.errors import CorruptIndex, IndexLocked, StorageFailed
 from lateinteraction.domain.filters import Filter, check_filter
 from lateinteraction.domain.ports import AddReport, OnDuplicate
 from lateinteraction.domain.ranking import Ranking
@@ -190,7 +190,7 @@ class StoredIndex:
             before = changes.snapshot
             if isinstance(which, Sequence):
                 check_distinct(which)
-                places = _all_there(before, which)
+                places = before.all_places(which)
             else:
                 check_filter(which)
                 places = [
@@ -210,7 +210,7 @@ class StoredIndex:
             InvalidText: metadata that no document can have.
         """
         with self._writing() as changes:
-            places = _all_there(changes.snapshot, list(metadata))
+            places = changes.snapshot.all_places(list(metadata))
             checked = [Document(identifier, "", new).metadata for identifier, new in metadata.items()]
             changes.update(dict(zip(places, checked, strict=True)))
             changes.commit()
@@ -297,16 +297,6 @@ def logical_digest(opened: OpenGeneration) -> str:
                 encoded = json.dumps(content, ensure_ascii=False).encode()
                 total += int.from_bytes(blake2b(encoded, digest_size=16).digest(), "little")
     return f"{total % 2**128:032x}"
-
-
-def _all_there(snapshot: IndexSnapshot, ids: Sequence[DocumentId]) -> list[Place]:
-    places = snapshot.places(ids)
-    for identifier, place in zip(ids, places, strict=True):
-        if place is None:
-            raise UnknownDocument(
-                f"document {identifier!r}", "an id that was added and not removed", "`ids()` lists those there are."
-            )
-    return [place for place in places if place is not None]
 
 
 if TYPE_CHECKING:

@@ -77,6 +77,11 @@ class _SharedCodebook:
         self._arrays = None if record is None else opened.file(record)
         self._read: Codebook | None = None
 
+    @property
+    def centroids(self) -> int:
+        """How many there are, which is known without reading them."""
+        return 0 if self._arrays is None else len(self._arrays.lazily("codebook.centroids"))
+
     def __call__(self) -> Codebook | None:
         if self._read is None and self._arrays is not None:
             from lateinteraction.adapters.index.codebook import Codebook
@@ -139,6 +144,21 @@ class IndexSnapshot:
                 places[item] = Place(number, int(rows[item]))
         return places
 
+    def all_places(self, ids: Sequence[str]) -> list[Place]:
+        """Where each document is.
+
+        Raises:
+            UnknownDocument: one is not there.
+        """
+        places: list[Place] = []
+        for identifier, place in zip(ids, self.places(ids), strict=True):
+            if place is None:
+                raise UnknownDocument(
+                    f"document {identifier!r}", "an id that was added and not removed", "`ids()` lists those there are."
+                )
+            places.append(place)
+        return places
+
     def get(self, ids: Sequence[DocumentId]) -> list[Document]:
         """These documents, in this order. See `DocumentStore.get`."""
         check_ids(ids, "ids")
@@ -184,7 +204,6 @@ class IndexSnapshot:
         from lateinteraction.adapters.neural.admission import check_queries, check_width
 
         check_cutoff(k)
-        check_ids(candidates, "candidates")
         check_queries(queries)
         check_width(self.settings.dimension, queries)
         masks = self.eligible(where, candidates)
@@ -214,6 +233,7 @@ class IndexSnapshot:
 
     def eligible(self, where: Filter | None, candidates: Sequence[DocumentId] | None) -> list[Mask]:
         """For each segment, which rows may be found, bool (N,)."""
+        check_ids(candidates, "candidates")
         if where is not None:
             check_filter(where)
         masks = [segment.live for segment in self.segments]
@@ -244,7 +264,7 @@ class IndexSnapshot:
                 "embeddings": sum(segment.token_bytes for segment in self.segments),
             },
             codec=self.settings.options.codec,
-            centroids=0 if self.codebook is None else len(self.codebook),
+            centroids=self._shared.centroids,
         )
 
     @once
@@ -265,14 +285,9 @@ class IndexSnapshot:
 
     def _by_segment(self, ids: Sequence[DocumentId]) -> Iterable[tuple[int, list[int], Rows]]:
         """For each segment: which of the ids are in it, and their rows there."""
-        places = self.places(ids)
-        for identifier, place in zip(ids, places, strict=True):
-            if place is None:
-                raise UnknownDocument(
-                    f"document {identifier!r}", "an id that was added and not removed", "`ids()` lists those there are."
-                )
-        for number in sorted({place.segment for place in places if place is not None}):
-            own = [(item, place.row) for item, place in enumerate(places) if place and place.segment == number]
+        places = self.all_places(ids)
+        for number in sorted({place.segment for place in places}):
+            own = [(item, place.row) for item, place in enumerate(places) if place.segment == number]
             yield number, [item for item, _ in own], np.array([row for _, row in own], np.int64)
 
 
