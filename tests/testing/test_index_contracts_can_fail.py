@@ -227,9 +227,9 @@ class IgnoresFilters(Sound):
 
 class FiltersAfterTheCutoff(Sound):
     def search(self, queries, k, *, where=None, candidates=None):
-        meant = {i for ranking in super().search(_none(queries), 99, where=where) for i in ranking.documents}
+        [everything] = super().search(TokenEmbeddings(queries.tokens[:0], offsets_of([0])), 99, where=where)
         found = super().search(queries, k, candidates=candidates)
-        return [_only(ranking, lambda document: document in meant) for ranking in found]
+        return [_only(ranking, lambda document: document in everything.documents) for ranking in found]
 
 
 class MissingKeysMatch(Sound):
@@ -330,10 +330,6 @@ class SearchesTheLastAdditionOnly(Sound):
 
 
 _REPORTED = ("added", "skipped", "replaced", "empty")
-
-
-def _none(queries: Any) -> Any:
-    return TokenEmbeddings(queries.tokens[:0], offsets_of([0]))
 
 
 def _only(ranking: Ranking, wanted: Callable[[DocumentId], bool]) -> Ranking:
