@@ -40,6 +40,7 @@ def test_nothing_goes_beyond_what_it_was_given() -> None:
     assert lanes(guarded()) >= 4
 
 
+@pytest.mark.deep
 def test_nothing_goes_beyond_what_it_was_given_where_vectors_are_short() -> None:
     assert lanes(guarded(NUMBA_CPU_NAME="generic")) == 4
 

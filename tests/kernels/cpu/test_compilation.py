@@ -84,6 +84,7 @@ def test_a_program_is_compiled_anew_when_a_file_it_is_made_of_changes(copied: Pa
     assert newer != kept
 
 
+@pytest.mark.deep
 def test_where_nothing_can_be_written_every_process_compiles(copied: Path) -> None:
     for folder in (copied / "kernels/cpu", copied / "kernels/cpu/programs"):
         (folder / "__pycache__").write_text("a file stands where the folder would be")
@@ -347,6 +348,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), before is None or comp
     assert ran(code) == "0 True"
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_child_that_is_forked_while_a_thread_computes_does_too(tmp_path: Path) -> None:
     """Or loads a program: no lock is held then by a thread that the child has not got."""

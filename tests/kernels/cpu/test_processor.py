@@ -96,6 +96,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Li
 
 
 @linux
+@pytest.mark.deep
 def test_everything_is_right_on_this_processor() -> None:
     own = processor()
     assert checked() == [own.lanes, own.rows, own.fused, own.byte_dots]
