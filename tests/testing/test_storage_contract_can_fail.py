@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,10 +100,21 @@ def replaces(memory: MemoryStorage, temporary: str, name: str) -> None:
         memory.publish(temporary, name)
 
 
+def meet(memory: MemoryStorage) -> None:
+    """Wait, as one of several threads, until another has come as far: what is a race is lost, on any machine."""
+    if threading.current_thread() is threading.main_thread():
+        return
+    come: list[int] = memory.__dict__.setdefault("come", [])
+    come.append(threading.get_ident())
+    patience = time.monotonic() + 20
+    while len(set(come)) < 2 and time.monotonic() < patience:
+        time.sleep(0.001)
+
+
 def replaces_in_a_race(memory: MemoryStorage, temporary: str, name: str) -> None:
     if name in memory.names():
         raise FileExistsError(name)
-    time.sleep(0.01)
+    meet(memory)
     replaces(memory, temporary, name)
 
 
@@ -174,7 +186,7 @@ def lock_by_looking(memory: MemoryStorage, name: str, note: bytes) -> Any:
     holders = memory.__dict__.setdefault("holders", {})
     if name in holders and holders[name].held:
         return None
-    time.sleep(0.01)
+    meet(memory)
     memory.unlink(name)
     holders[name] = memory.lock(name, note)
     return holders[name]
@@ -214,7 +226,7 @@ def soft_link(memory: MemoryStorage, name: str, folder: Path) -> None:
 def one_reader_at_a_time(memory: MemoryStorage, name: str, offset: int = 0, length: int | None = None) -> bytes:
     state = memory.__dict__
     state["place"] = offset
-    time.sleep(0.001)
+    meet(memory)
     return memory.read(name, state["place"], length)
 
 
