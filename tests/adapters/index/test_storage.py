@@ -202,11 +202,27 @@ def test_a_folder_is_made_with_all_above_it(tmp_path: Path) -> None:
 def test_what_is_no_folder_is_refused(tmp_path: Path, create: bool) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("file", "dangling"):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("file", "dangling", "loop"):
         with pytest.raises(UnreadableFile, match=name):
             FolderStorage(tmp_path / name, create=create)
-    with pytest.raises(InvalidOption):
-        FolderStorage(str(tmp_path / "a\0b"), create=create)
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("name", ["", "a\0b", "half a pair \ud800", "x" * 5000, "/dev/null", "/dev/null/below"])
+def test_a_hostile_name_is_one_error_of_ours_and_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, create: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((InvalidOption, UnreadableFile, StorageFailed)):
+        FolderStorage(name, create=create)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that only the system fills")
+def test_a_folder_where_only_the_system_makes_files_is_told() -> None:
+    with pytest.raises(StorageFailed, match="making /proc/nobodys-index"):
+        FolderStorage("/proc/nobodys-index", create=True)
 
 
 def test_a_folder_that_is_not_there_is_not_made_unasked(tmp_path: Path) -> None:

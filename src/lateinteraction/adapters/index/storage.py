@@ -160,6 +160,14 @@ def temporary_name() -> str:
     return f"tmp-{os.getpid()}-{uuid.uuid4().hex}"
 
 
+def _is_path(path: str) -> bool:
+    """Whether the system can be asked for it."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+
+
 @final
 class FolderStorage:
     """A folder of the operating system. Links that lead elsewhere, pipes and folders under a name are not followed.
@@ -178,15 +186,18 @@ class FolderStorage:
     """
 
     def __init__(self, path: Path | str, create: bool = False) -> None:
-        if "\0" in str(path):
-            raise InvalidOption(f"a path with NUL, {shown(str(path))}", "the path of a folder", "Name another.")
+        if not str(path) or not _is_path(str(path)):
+            raise InvalidOption(f"{shown(str(path))} as a path", "the path of a folder", "Name another.")
         self.path = Path(os.path.abspath(path))
         self._renaming = threading.Lock()
         if create:
             with _refusals("making", self.path), suppress(FileExistsError):  # what is there instead is told below
-                system.make_folder(self.path)
-        if not self.path.is_dir():
-            there = self.path.exists() or self.path.is_symlink()
+                try:
+                    system.make_folder(self.path)
+                except FileNotFoundError as error:  # as where only the system itself makes files
+                    raise _refused("making", self.path, error) from error
+        if not os.path.isdir(self.path):
+            there = os.path.lexists(self.path)
             raise UnreadableFile(
                 f"{self.path}, which is {'no folder' if there else 'not there'}", "a folder", "Name the index's folder."
             )
@@ -360,6 +371,10 @@ def _refusals(doing: str, path: Path) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError, LateInteractionError):
         raise
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "See what the system says.")
-        given = f"{doing} {path}, which failed ({error.strerror or error})"
-        raise StorageFailed(given, "a disk and permissions that allow it", remedy) from error
+        raise _refused(doing, path, error) from error
+
+
+def _refused(doing: str, path: Path, error: OSError) -> StorageFailed:
+    remedy = _REMEDIES.get(error.errno or 0, "See what the system says.")
+    given = f"{doing} {path}, which failed ({error.strerror or error})"
+    return StorageFailed(given, "a disk and permissions that allow it", remedy)
