@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from lateinteraction.adapters.index.settings import IndexOptions as IndexOptions
     from lateinteraction.api import Index as Index
     from lateinteraction.api import Model as Model
-    from lateinteraction.api import ProgressLine as ProgressLine
     from lateinteraction.api import Result as Result
     from lateinteraction.api import load_model as load_model
     from lateinteraction.application.evaluation import evaluate as evaluate
+    from lateinteraction.application.progress import BuildLine as BuildLine
+    from lateinteraction.application.progress import ProgressLine as ProgressLine
     from lateinteraction.domain.embeddings import TokenEmbeddings as TokenEmbeddings
     from lateinteraction.domain.embeddings import TokenTrace as TokenTrace
     from lateinteraction.domain.errors import LateInteractionError as LateInteractionError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lateinteraction.domain.explanation import Explanation as Explanation
     from lateinteraction.domain.quantisation import BinaryEmbeddings as BinaryEmbeddings
     from lateinteraction.domain.quantisation import Int8Embeddings as Int8Embeddings
+    from lateinteraction.domain.ranking import Fusion as Fusion
     from lateinteraction.domain.ranking import Hit as Hit
     from lateinteraction.domain.ranking import Ranking as Ranking
     from lateinteraction.domain.recipe import EncodingRecipe as EncodingRecipe
@@ -54,7 +56,8 @@ _HOMES = {
     "TokenPooling": "domain.recipe",
     "BinaryEmbeddings": "domain.quantisation",
     "Int8Embeddings": "domain.quantisation",
-    "ProgressLine": "api",
+    "BuildLine": "application.progress",
+    "ProgressLine": "application.progress",
     "evaluate": "application.evaluation",
     "TokenEmbeddings": "domain.embeddings",
     "LateInteractionError": "domain.errors",
@@ -62,6 +65,7 @@ _HOMES = {
     "Measure": "domain.evaluation",
     "RelevanceJudgments": "domain.evaluation",
     "Explanation": "domain.explanation",
+    "Fusion": "domain.ranking",
     "Hit": "domain.ranking",
     "Ranking": "domain.ranking",
     "EncodingRecipe": "domain.recipe",
@@ -71,12 +75,14 @@ _HOMES = {
 
 __all__ = [
     "BinaryEmbeddings",
+    "BuildLine",
     "CheckpointOptions",
     "Document",
     "EncodingOptions",
     "EncodingRecipe",
     "EvaluationSet",
     "Explanation",
+    "Fusion",
     "Hit",
     "Index",
     "IndexOptions",

@@ -9,34 +9,33 @@ Each object leads to the next level: `model.encoder`, `index.retriever`.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Literal, TextIO, TypeVar, cast, get_args, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args, overload
 
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
 from lateinteraction import wiring
+from lateinteraction.application.numbering import Numbers
 from lateinteraction.domain.embeddings import TokenEmbeddings, TokenTrace
 from lateinteraction.domain.errors import InvalidIdentifier, InvalidOption, InvalidText, shown
 from lateinteraction.domain.explanation import Explanation
 from lateinteraction.domain.filters import Filter, check_filter, filter_from_json
-from lateinteraction.domain.pace import Pace
-from lateinteraction.domain.ports import AddReport, OnDuplicate, Progress
+from lateinteraction.domain.ports import AddCounts, AddReport, OnDuplicate, Progress, StageProgress
 from lateinteraction.domain.quantisation import (
     BinaryEmbeddings,
     Int8Embeddings,
     quantise_to_bits,
     quantise_to_int8,
 )
-from lateinteraction.domain.ranking import Ranking, Score
+from lateinteraction.domain.ranking import Fusion, Ranking, Score
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.text import Document, DocumentId, Metadata, Query
+from lateinteraction.wiring import indexes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,27 +100,6 @@ def load_model(
     return Model(
         wiring.model(source, device=device, runtime=runtime, recipe=recipe, checkpoint=checkpoint, encoding=encoding)
     )
-
-
-class ProgressLine:
-    """A `Progress` for people: how many of how many documents, how many a second, how long still.
-
-        li.load_model(progress=li.ProgressLine())
-
-    Args:
-        stream: what the line is written to, over and over; None is standard error.
-        clock: seconds since some moment.
-    """
-
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = monotonic) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self._clock = clock
-        self._pace = Pace()
-
-    def __call__(self, done: int, total: int | None) -> None:
-        self._pace = self._pace.after(done, total, self._clock())
-        self._stream.write(f"\r{self._pace}\x1b[K" + ("\n" if done == total else ""))
-        self._stream.flush()
 
 
 class Model:
@@ -195,7 +173,7 @@ class Model:
     def encode_documents(self, documents: Documents, *, output: Literal["binary"]) -> BinaryEmbeddings: ...
     def encode_documents(self, documents: Documents, *, output: Output = "torch") -> object:
         """Token embeddings of documents, packed, in the same four forms."""
-        given = _documents(documents, count())
+        given = _documents(documents, _fresh())
         if _checked(output) == "torch":
             return self.encoder.encode_documents(given)
         return _compressed(self._encoders.host.encode_documents(given), output)
@@ -228,17 +206,25 @@ class Model:
 
     def trace_documents(self, documents: Documents) -> TokenTrace:
         """Token ids and characters behind each embedding of `encode_documents`."""
-        return self._encoders.host.trace_documents(_documents(documents, count()))
+        return self._encoders.host.trace_documents(_documents(documents, _fresh()))
 
     def rerank(self, query: str | Query, documents: Documents, k: int | None = None) -> list[Result]:
         """The documents in falling order of score with the query; texts without ids get "0", "1", …"""
-        coerced = _documents(documents, count())
+        coerced = _documents(documents, _fresh())
         return _results(self._reranker.rank(_query(query), coerced, k), coerced)
 
-    def explain(self, query: str | Query, document: str | Document) -> Explanation:
-        """Which token of the document answered which token of the query, and what it gave to the score."""
+    def explain(
+        self, query: str | Query, document: str | Document, *, stored: TokenEmbeddings[Tensor] | None = None
+    ) -> Explanation:
+        """Which token of the document answered which token of the query, and what it gave to the score.
+
+        Args:
+            query: what is asked.
+            document: what answers.
+            stored: what an index keeps of the document: explained beside it.
+        """
         own = document if isinstance(document, Document) else Document(DocumentId("0"), document)
-        return self._explainer.explain(_query(query), own)
+        return self._explainer.explain(_query(query), own, stored)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> str:
         """Write a folder that this library, PyLate and sentence-transformers load; where it is.
@@ -281,10 +267,10 @@ class Index:
         if folder is None and options is not None:
             raise InvalidOption("options for an index in memory", "a folder", "Name one: Index(model, 'my-index').")
         self.model = model
-        self._in_folder = None if folder is None else wiring.stored_index(folder, model.encoder, options)
+        self._in_folder = None if folder is None else indexes.stored_index(folder, model.encoder, options)
         self._store: FlatIndex | StoredIndex = wiring.memory_index() if self._in_folder is None else self._in_folder
         self.retriever: Retriever[Tensor] = wiring.retriever(model.encoder, self._store)
-        self._numbers = count()
+        self._numbers = Numbers(self._store.held)
 
     @property
     def stored(self) -> StoredIndex:
@@ -317,13 +303,45 @@ class Index:
     def add(self, documents: Documents, *, on_duplicate: OnDuplicate = "error") -> AddReport:
         """Add texts, a mapping from id to text, or `Document`s: all of them, or on an error none.
 
-        Texts without ids are numbered: "0", "1", …, leaving out what is an id already. No number is given twice.
+        Texts without ids are numbered: "0", "1", …, leaving out what is an id already. This object gives no number
+        twice; one that opens the folder later may give that of a document that was removed.
 
         Raises:
             DuplicateDocument: an id twice, or one already there and on_duplicate is "error".
         """
-        named = _documents(documents, self._numbers, self._store)
+        named = _documents(documents, self._numbers)
         return self.retriever.add(named, on_duplicate=on_duplicate)
+
+    def add_stream(
+        self,
+        documents: Stream,
+        *,
+        on_duplicate: OnDuplicate = "error",
+        documents_per_commit: int = 2048,
+        total: int | None = None,
+        progress: StageProgress | None = None,
+    ) -> AddCounts:
+        """Add what need not fit in memory: `documents_per_commit` at a time are encoded and, in a folder, committed.
+
+        What was interrupted goes on after its last commit when the same stream is added with on_duplicate="skip".
+
+        Args:
+            documents: texts, `Document`s, or a mapping from id to text; texts without ids get "0", "1", … by their own
+                count, so that they have the same ones when they come again.
+            on_duplicate: what becomes of an id that is there already.
+            documents_per_commit: the piece that is lost at most by a kill.
+            total: how many there are, for the progress; known by itself of what has a length.
+            progress: such as a `BuildLine`.
+        """
+        if total is None and isinstance(documents, Sized):
+            total = len(documents)
+        return self.retriever.add_stream(
+            _drawn(documents),
+            on_duplicate=on_duplicate,
+            documents_per_add=documents_per_commit,
+            total=total,
+            progress=progress,
+        )
 
     def remove(self, which: Sequence[str] | Where) -> int:
         """Remove documents by ids or by filter; how many."""
@@ -343,7 +361,7 @@ class Index:
         *,
         where: Where | None = None,
         candidates: Sequence[str] | None = None,
-        by: By = "embeddings",
+        by: By | Fusion = "embeddings",
         options: SearchOptions | None = None,
     ) -> list[Result]: ...
     @overload
@@ -354,7 +372,7 @@ class Index:
         *,
         where: Where | None = None,
         candidates: Sequence[str] | None = None,
-        by: By = "embeddings",
+        by: By | Fusion = "embeddings",
         options: SearchOptions | None = None,
     ) -> list[list[Result]]: ...
     def search(
@@ -364,7 +382,7 @@ class Index:
         *,
         where: Where | None = None,
         candidates: Sequence[str] | None = None,
-        by: By = "embeddings",
+        by: By | Fusion = "embeddings",
         options: SearchOptions | None = None,
     ) -> list[Result] | list[list[Result]]:
         """The k best documents for a query; for a list of queries, a list for each.
@@ -374,7 +392,8 @@ class Index:
             k: how many.
             where: only documents whose metadata match, as a `Filter` or in its JSON form.
             candidates: only these ids; none of them gives no results.
-            by: "embeddings", and in a folder "words" (BM25) or "both", whose scores are sums of reciprocal ranks.
+            by: "embeddings", and in a folder "words" (BM25) or "both", whose scores are sums of reciprocal ranks; a
+                `Fusion` says otherwise.
             options: how much a search of a folder may cost.
         """
         queries = [_query(one) for one in ([query] if isinstance(query, (str, Query)) else _items(query, "queries"))]
@@ -385,14 +404,16 @@ class Index:
             search = wiring.searcher(self.model.encoder, snapshot).search
         else:
             snapshot = self.stored.snapshot()
-            search = wiring.search_of(self.model.encoder, snapshot, by, options)
+            search = indexes.search_of(self.model.encoder, snapshot, by, options)
         rankings = search(queries, k, where=eligible, candidates=among)
         found = [_results(ranking, snapshot.get(ranking.documents)) for ranking in rankings]
         return found[0] if isinstance(query, (str, Query)) else found
 
     def explain(self, query: str | Query, identifier: str) -> Explanation:
-        """Why a document of this index scores as it does."""
-        return self.model.explain(query, self._store.get([DocumentId(identifier)])[0])
+        """Why a document scores as it does: by its text, and in `stored` by what the index keeps of it."""
+        ids = [DocumentId(identifier)]
+        snapshot = self._store.snapshot()
+        return self.model.explain(query, snapshot.get(ids)[0], stored=snapshot.fetch(ids))
 
 
 def _checked(output: Output) -> Output:
@@ -432,14 +453,19 @@ def _items(given: Sequence[T], what: str) -> Sequence[T]:
     return given
 
 
-def _documents(documents: Documents, numbers: Iterator[int], taken: Container[str] = ()) -> list[Document]:
+def _documents(documents: Documents, numbers: Numbers) -> list[Document]:
     """Documents as such; what has no id gets the next number that no other document has."""
     if isinstance(documents, Mapping):
         return [Document(DocumentId(identifier), text) for identifier, text in documents.items()]
     given = _items(documents, "documents")
     named = {item.id for item in given if isinstance(item, Document)}
-    free = (DocumentId(number) for number in map(str, numbers) if number not in taken and number not in named)
+    free = iter(numbers.take(sum(not isinstance(item, Document) for item in given), named))
     return [item if isinstance(item, Document) else Document(next(free), item) for item in given]
+
+
+def _fresh() -> Numbers:
+    """Numbers of a call that has nothing to do with others."""
+    return Numbers(lambda ids: frozenset())
 
 
 def _drawn(documents: Stream) -> Iterator[Document]:

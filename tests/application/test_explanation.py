@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lateinteraction.application.explanation import Explainer
 from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import TokenEmbeddings
+from lateinteraction.domain.errors import InvalidExplanation
 from lateinteraction.domain.text import Document, DocumentId, Query
 from lateinteraction.testing import HashEncoder, ReferenceScorer
 
@@ -69,3 +71,22 @@ def test_an_empty_query_has_nothing_to_explain() -> None:
     explanation = explainer().explain(Query(""), document("old"))
     assert explanation.score == 0.0
     assert explanation.matches == ()
+
+
+@given(texts, texts)
+def test_what_is_stored_is_explained_beside_what_is_exact(query: str, text: str) -> None:
+    exact = HashEncoder().encode_documents([document(text)])
+    halved = TokenEmbeddings(exact.tokens / 2, exact.offsets)
+    explanation = explainer().explain(Query(query), document(text), halved)
+    assert explanation.stored is not None
+    assert explanation.stored.score == pytest.approx(explanation.score / 2, rel=1e-5)
+    assert [match.contribution for match in explanation.stored.matches] == pytest.approx(
+        [match.contribution / 2 for match in explanation.matches]
+    )
+    assert evolve(explanation, stored=None) == explainer().explain(Query(query), document(text))
+
+
+def test_tokens_of_another_text_are_no_explanation() -> None:
+    other = HashEncoder().encode_documents([document("two words")])
+    with pytest.raises(InvalidExplanation, match="2 stored tokens for a text of 1"):
+        explainer().explain(Query("old"), document("one"), other)

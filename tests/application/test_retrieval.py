@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lateinteraction.application.retrieval import Reranker, Retriever
+from lateinteraction.application.retrieval import HybridSearcher, LexicalSearcher, Reranker, Retriever, Searcher
 from lateinteraction.domain.errors import DuplicateDocument, InvalidOption, InvalidRanking
 from lateinteraction.domain.filters import Comparison
+from lateinteraction.domain.ports import AddCounts
+from lateinteraction.domain.ranking import Fusion, Ranking
 from lateinteraction.domain.text import Document, DocumentId, Query
 from lateinteraction.testing import HashEncoder, ListIndex, ReferenceScorer
 
@@ -73,7 +75,7 @@ def test_k_below_one_is_refused(k: int) -> None:
 def test_a_stream_added_in_pieces_is_the_corpus_added_whole(corpus: list[str], size: int, query: str) -> None:
     whole, streamed = retriever(), retriever()
     report = whole.add(documents(*corpus))
-    assert streamed.add_stream(iter(documents(*corpus)), documents_per_add=size) == report
+    assert streamed.add_stream(iter(documents(*corpus)), documents_per_add=size) == AddCounts().after(report)
     assert whole.search([Query(query)], 3) == streamed.search([Query(query)], 3)
 
 
@@ -147,8 +149,80 @@ def test_what_is_there_already_is_not_encoded_again() -> None:
     documents = [Document(DocumentId(name), f"the text of {name}") for name in "abcd"]
     retriever.add(documents[:2])
     report = retriever.add_stream(documents, on_duplicate="skip", documents_per_add=3)
-    assert (report.added, report.skipped) == (("c", "d"), ("a", "b"))
+    assert report == AddCounts(added=2, skipped=2)
     with pytest.raises(DuplicateDocument):
         retriever.add([documents[3], Document(DocumentId("e"), "another text")])
     assert encoder.encoded == ["a", "b", "c", "d"]
     assert retriever.add(documents, on_duplicate="replace").replaced == ("a", "b", "c", "d")
+
+
+def test_who_watches_a_stream_sees_each_piece_encoded_then_written() -> None:
+    seen: list[object] = []
+    watched = retriever()
+    watched.add_stream(
+        documents(*"abcde"),
+        documents_per_add=2,
+        total=5,
+        progress=lambda *state: seen.append((*state, len(watched.index))),
+    )
+    assert seen == [
+        ("encoding", 0, 5, 0),
+        ("writing", 0, 5, 0),
+        ("encoding", 2, 5, 2),
+        ("writing", 2, 5, 2),
+        ("encoding", 4, 5, 4),
+        ("writing", 4, 5, 4),
+        ("writing", 5, 5, 5),
+    ]
+
+
+class ByWords:
+    """Ranks documents by words as it was told to, whatever is asked."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
+        self.asked: list[object] = []
+
+    def search_text(self, texts, k, *, where=None, candidates=None):
+        self.asked.append((texts, k, where, candidates))
+        return [self.ranking for _ in texts]
+
+
+def hybrid(ranking: Ranking, fusion: Fusion | None = None) -> tuple[HybridSearcher[np.ndarray], ByWords]:
+    dense = retriever()
+    dense.add(documents("red house", "green boat", "old boat", ""))
+    words = ByWords(ranking)
+    own = Searcher(dense.encoder, dense.index)
+    if fusion is None:
+        return HybridSearcher(own, LexicalSearcher(words)), words
+    return HybridSearcher(own, LexicalSearcher(words), fusion), words
+
+
+def test_both_rankings_are_asked_alike_and_fused() -> None:
+    search, words = hybrid(Ranking([DocumentId("2")], [7.0]))
+    chosen = [DocumentId("0"), DocumentId("2")]
+    (found,) = search.search([Query("green boat")], 2, where=Comparison("words", ">", 1), candidates=chosen)
+    assert set(found.documents) == {"0", "2"}
+    assert words.asked == [(["green boat"], 100, Comparison("words", ">", 1), chosen)]
+
+
+def test_a_fusion_says_how_deep_and_how_much_of_each() -> None:
+    search, words = hybrid(Ranking([DocumentId("2")], [7.0]), Fusion("scores", embeddings=0, depth=3))
+    (found,) = search.search([Query("green boat")], 1)
+    assert found.documents == ("2",)
+    assert [asked[1] for asked in words.asked] == [3]
+    (other,) = hybrid(Ranking([DocumentId("2")], [7.0]), Fusion(words=0))[0].search([Query("green boat")], 1)
+    assert other.documents == ("1",)
+    search.search([Query("green boat")], 5)
+    assert words.asked[-1][1] == 5
+
+
+def test_a_query_without_tokens_is_ranked_by_its_words_alone() -> None:
+    (found,) = hybrid(Ranking([DocumentId("2")], [7.0]))[0].search([Query("")], 4)
+    assert found.documents == ("2",)
+
+
+def test_an_empty_document_gains_nothing_by_being_ranked_last() -> None:
+    (found,) = hybrid(Ranking((), ()))[0].search([Query("green boat")], 4)
+    assert found.documents[-1] == "3"
+    assert found.scores[-1] == -np.inf

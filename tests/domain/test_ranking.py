@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lateinteraction.domain.errors import InvalidRanking
+from lateinteraction.domain.errors import InvalidOption, InvalidRanking
 from lateinteraction.domain.ranking import (
+    Fusion,
     Hit,
     Ranking,
     check_cutoff,
@@ -202,6 +203,38 @@ def test_reciprocal_rank_fusion_by_hand() -> None:
     assert fused == ranked(expected)
     weighed = fuse_reciprocal_rank([FIRST, SECOND], 2, weights=[1, 3], constant=1)
     assert weighed == ranked({"c": 1 / 4 + 3 / 2, "d": 3 / 3})
+
+
+def test_a_rank_at_minus_infinity_is_worth_nothing() -> None:
+    empty = ranked({"a": 3.0, "empty": -math.inf})
+    assert fuse_reciprocal_rank([empty], 5) == ranked({"a": 1 / 61, "empty": -math.inf})
+    other = ranked({"empty": 4.0})
+    assert fuse_reciprocal_rank([empty, other], 5) == ranked({"a": 1 / 61, "empty": 1 / 61})
+    assert fuse_reciprocal_rank([other, empty], 5) == ranked({"a": 1 / 61, "empty": 1 / 61})
+
+
+def test_a_fusion_fuses_as_it_is_told() -> None:
+    by_ranks = Fusion(embeddings=2, words=0.5)
+    assert by_ranks.fuse(FIRST, SECOND, 3) == fuse_reciprocal_rank([FIRST, SECOND], 3, weights=[2, 0.5])
+    by_scores = Fusion("scores", words=3)
+    assert by_scores.fuse(FIRST, SECOND, 3) == fuse_weighted([FIRST, SECOND], 3, weights=[1, 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "given_"),
+    [
+        ({"by": "votes"}, "by = 'votes'"),
+        ({"embeddings": -1}, "weights"),
+        ({"words": math.nan}, "weights"),
+        ({"embeddings": 0, "words": 0}, "weights"),
+        ({"depth": 0}, "depth = 0"),
+        ({"depth": 2.5}, "depth = 2.5"),
+        ({"depth": True}, "depth = True"),
+    ],
+)
+def test_a_fusion_that_means_nothing_is_refused(options: Any, given_: str) -> None:
+    with pytest.raises(InvalidOption, match=given_):
+        Fusion(**options)
 
 
 def test_weighted_fusion_by_hand() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,52 @@ def test_a_folder_is_searched_by_embeddings_by_words_and_by_both(model: li.Model
     assert len(again) == 3
     assert again.search("capital of France", 1)[0].text == TEXTS["paris"]
     assert again.explain("capital of France", "paris").document.text == TEXTS["paris"]
+
+
+def test_the_ways_of_fusing_are_the_callers(model: li.Model, tmp_path: Path) -> None:
+    with li.Index(model, tmp_path / "index") as index:
+        index.add(TEXTS)
+        by_words = index.search("dates", by=li.Fusion(embeddings=0), k=1)
+        assert by_words[0].id == "dates"
+        by_scores = index.search("cat mats", by=li.Fusion("scores"), k=3)
+        assert by_scores[0].id == "cats"
+        assert by_scores[0].score == 2.0  # the best of both
+        with pytest.raises(InvalidOption, match="'embeddings', 'words', 'both' or a `Fusion`"):
+            index.search("x", by="magic")  # type: ignore[call-overload]
+
+
+def test_an_interrupted_stream_goes_on_after_its_last_commit(model: li.Model, tmp_path: Path) -> None:
+    texts = [f"Text number {number} of a stream." for number in range(7)]
+
+    def failing() -> Iterator[str]:
+        yield from texts[:5]
+        raise OSError("the source is gone")
+
+    states: list[tuple[str, int, int | None]] = []
+    with li.Index(model, tmp_path / "index") as index:
+        with pytest.raises(OSError, match="the source is gone"):
+            index.add_stream(failing(), documents_per_commit=2)
+        assert len(index) == 4
+    with li.Index(model, tmp_path / "index") as index:
+        done = index.add_stream(
+            texts, on_duplicate="skip", documents_per_commit=2, progress=lambda *state: states.append(state)
+        )
+        assert (done.added, done.skipped) == (3, 4)
+        assert {index.search(text, 1)[0].text for text in texts} == set(texts)
+        assert index.add(["one more"]).added == ("7",)
+    assert states[0] == ("encoding", 0, 7)
+    assert states[-1] == ("writing", 7, 7)
+
+
+def test_an_explanation_shows_what_the_codec_makes_of_a_score(model: li.Model, tmp_path: Path) -> None:
+    with li.Index(model, tmp_path / "index", li.IndexOptions("int8")) as index:
+        index.add(TEXTS)
+        explanation = index.explain("capital of France", "paris")
+        found = index.search("capital of France", 1, options=li.SearchOptions("exact"))[0]
+    assert explanation.stored is not None
+    assert explanation.stored.score == pytest.approx(found.score, rel=1e-5)
+    assert explanation.stored.score != explanation.score
+    assert explanation.stored.score == pytest.approx(explanation.score, rel=0.02)
 
 
 def test_another_model_is_refused(model: li.Model, tmp_path: Path) -> None:

@@ -6,18 +6,19 @@ They know no device and no batch size; those belong to the adapters that own har
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Generic, Protocol
 
 import numpy as np
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
 from lateinteraction.domain.embeddings import A, TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import InvalidOption, InvalidRanking
 from lateinteraction.domain.filters import Filter
-from lateinteraction.domain.ports import AddReport, Encoder, Index, OnDuplicate, Scorer
-from lateinteraction.domain.ranking import Ranking, check_cutoff, fuse_reciprocal_rank
+from lateinteraction.domain.ports import AddCounts, AddReport, Encoder, Index, OnDuplicate, Scorer, Stage, StageProgress
+from lateinteraction.domain.ranking import Fusion, Ranking, check_cutoff
 from lateinteraction.domain.text import Document, DocumentId, Query, check_documents, check_new
 
 
@@ -87,17 +88,17 @@ class LexicalSearcher:
 
 @frozen
 class HybridSearcher(Generic[A]):
-    """Two rankings made one: by embeddings and by words, fused by reciprocal ranks (Cormack et al., SIGIR 2009).
+    """Two rankings made one: by embeddings and by words.
 
     Args:
         dense: ranks by embeddings.
         lexical: ranks by words, over the same documents.
-        depth: how many hits of each are fused, and at least as many as are asked for.
+        fusion: how the two become one.
     """
 
     dense: Searcher[A]
     lexical: LexicalSearcher
-    depth: int = 100
+    fusion: Fusion = field(factory=Fusion)
 
     def search(
         self,
@@ -107,14 +108,15 @@ class HybridSearcher(Generic[A]):
         where: Filter | None = None,
         candidates: Sequence[DocumentId] | None = None,
     ) -> list[Ranking]:
-        """The k best documents for each query."""
+        """The k best documents for each query; a query without tokens or without words is ranked by what it has."""
         check_cutoff(k)
-        depth = max(k, self.depth)
-        both = (
-            self.dense.search(queries, depth, where=where, candidates=candidates),
-            self.lexical.search(queries, depth, where=where, candidates=candidates),
-        )
-        return [fuse_reciprocal_rank(pair, k) for pair in zip(*both, strict=True)]
+        depth = max(k, self.fusion.depth)
+        embeddings = self.dense.encoder.encode_queries(queries)
+        dense = self.dense.index.search(embeddings, depth, where=where, candidates=candidates)
+        lexical = self.lexical.search(queries, depth, where=where, candidates=candidates)
+        nothing = Ranking((), ())  # a query without tokens scores 0 everywhere, which says nothing of any document
+        told = (ranking if tokens else nothing for ranking, tokens in zip(dense, embeddings.lengths, strict=True))
+        return [self.fusion.fuse(*pair, k) for pair in zip(told, lexical, strict=True)]
 
 
 @frozen
@@ -130,6 +132,11 @@ class Retriever(Generic[A]):
         What is there already is noticed before it is encoded; what is skipped is not encoded at all, so that a stream
         which was interrupted goes on where it ended.
         """
+        return self._added(documents, on_duplicate, lambda: None)
+
+    def _added(
+        self, documents: Sequence[Document], on_duplicate: OnDuplicate, writing: Callable[[], None]
+    ) -> AddReport:
         check_documents(documents)
         held: frozenset[DocumentId] = frozenset()
         if on_duplicate != "replace":
@@ -137,27 +144,44 @@ class Retriever(Generic[A]):
         if on_duplicate == "error":
             check_new((document.id for document in documents), held)
         wanted = [document for document in documents if document.id not in held]
-        report = self.index.add(wanted, self.encoder.encode_documents(wanted), on_duplicate=on_duplicate)
+        embeddings = self.encoder.encode_documents(wanted)
+        writing()
+        report = self.index.add(wanted, embeddings, on_duplicate=on_duplicate)
         skipped = held | frozenset(report.skipped)
         return evolve(report, skipped=[document.id for document in documents if document.id in skipped])
 
     def add_stream(
-        self, documents: Iterable[Document], *, on_duplicate: OnDuplicate = "error", documents_per_add: int = 1024
-    ) -> AddReport:
-        """Encode and add a stream that need not fit in memory, piece by piece; an error leaves whole pieces added."""
-        if not isinstance(documents_per_add, int) or documents_per_add < 1:
-            raise InvalidOption(f"documents_per_add = {documents_per_add!r}", "at least 1", "1024 is the default.")
-        stream = iter(documents)
-        total = AddReport()
+        self,
+        documents: Iterable[Document],
+        *,
+        on_duplicate: OnDuplicate = "error",
+        documents_per_add: int = 2048,
+        total: int | None = None,
+        progress: StageProgress | None = None,
+    ) -> AddCounts:
+        """Encode and add a stream that need not fit in memory, piece by piece; an error leaves whole pieces added.
+
+        What was interrupted goes on where it ended when it is run again with on_duplicate="skip".
+
+        Args:
+            documents: drawn as they are needed.
+            on_duplicate: as in `add`.
+            documents_per_add: of a piece, which a stored index commits at once.
+            total: how many there are, where that is known: for those who watch.
+            progress: told before a piece is encoded, before it is written, and at the end.
+
+        Raises:
+            InvalidOption: pieces of less than one document.
+        """
+        if isinstance(documents_per_add, bool) or not isinstance(documents_per_add, int) or documents_per_add < 1:
+            raise InvalidOption(f"documents_per_add = {documents_per_add!r}", "at least 1", "2048 is the default.")
+        stream, counts, told = iter(documents), AddCounts(), progress or _silent
         while piece := list(islice(stream, documents_per_add)):
-            done = self.add(piece, on_duplicate=on_duplicate)
-            total = AddReport(
-                total.added + done.added,
-                total.skipped + done.skipped,
-                total.replaced + done.replaced,
-                total.empty + done.empty,
-            )
-        return total
+            told("encoding", counts.documents, total)
+            writing = partial(told, "writing", counts.documents, total)
+            counts = counts.after(self._added(piece, on_duplicate, writing))
+        told("writing", counts.documents, counts.documents)
+        return counts
 
     def remove(self, which: Sequence[DocumentId] | Filter) -> int:
         """Forget documents, by id or by filter; how many."""
@@ -215,3 +239,7 @@ class Reranker(Generic[A]):
             Ranking.from_scores([document.id for document in own], scores[first:last], k)
             for own, first, last in zip(documents, groups[:-1], groups[1:], strict=True)
         ]
+
+
+def _silent(stage: Stage, done: int, total: int | None) -> None:
+    """Progress that nobody watches."""

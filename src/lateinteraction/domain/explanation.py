@@ -37,6 +37,13 @@ class TokenMatch:
 class Explanation:
     """A score taken apart. The contributions sum to it, relative 1e-5 of their absolute sum.
 
+    Args:
+        query: what was asked.
+        document: what answered.
+        score: with the embeddings of both texts as the encoder gives them.
+        matches: for each token of the query.
+        stored: the same with what an index keeps of the document, where one was asked.
+
     Raises:
         InvalidExplanation: the sum differs, or a span lies outside its text.
     """
@@ -45,6 +52,7 @@ class Explanation:
     document: Document
     score: Score
     matches: tuple[TokenMatch, ...] = field(converter=tuple)
+    stored: Explanation | None = None
 
     def __attrs_post_init__(self) -> None:
         contributions = [match.contribution for match in self.matches]

@@ -34,6 +34,39 @@ class AddReport:
     """Those of the added and replaced that kept no token: they score −∞."""
 
 
+@frozen
+class AddCounts:
+    """What the adding of a stream did, in numbers: its ids need not fit in memory."""
+
+    added: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    empty: int = 0
+
+    def after(self, report: AddReport) -> AddCounts:
+        """With one more piece."""
+        return AddCounts(
+            self.added + len(report.added),
+            self.skipped + len(report.skipped),
+            self.replaced + len(report.replaced),
+            self.empty + len(report.empty),
+        )
+
+    @property
+    def documents(self) -> int:
+        """How many were drawn from the stream."""
+        return self.added + self.skipped + self.replaced
+
+
+Stage = Literal["encoding", "writing"]
+
+
+class StageProgress(Protocol):
+    """Told what a long call is at, and how many documents are done of how many; None where nobody knows."""
+
+    def __call__(self, stage: Stage, done: int, total: int | None) -> None: ...
+
+
 class Progress(Protocol):
     """Told how far a long call has come; called from the thread that made the call.
 

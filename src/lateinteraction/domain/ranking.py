@@ -9,7 +9,7 @@ import numpy as np
 from attrs import cmp_using, field, frozen
 from numpy.typing import ArrayLike, NDArray
 
-from lateinteraction.domain.errors import InvalidRanking
+from lateinteraction.domain.errors import InvalidOption, InvalidRanking, shown
 from lateinteraction.domain.text import DocumentId
 
 Score = NewType("Score", float)
@@ -132,16 +132,18 @@ def _weights(rankings: Sequence[Ranking], weights: Sequence[float] | None) -> Se
 def fuse_reciprocal_rank(
     rankings: Sequence[Ranking], k: int, *, weights: Sequence[float] | None = None, constant: float = 60.0
 ) -> Ranking:
-    """Σᵢ wᵢ / (constant + rankᵢ(d)), ranks from 1; a ranking without d adds nothing.
+    """Σᵢ wᵢ / (constant + rankᵢ(d)), ranks from 1; a ranking without d, or with −∞ for it, adds nothing.
 
-    Cormack, Clarke and Büttcher, SIGIR 2009, which is also the source of the constant 60.
+    Cormack, Clarke and Büttcher, SIGIR 2009, which is also the source of the constant 60. A document that no ranking
+    gave a finite score (an empty one) stays at −∞, behind all others.
     """
     if not constant > 0:
         raise InvalidRanking(f"constant {constant!r}", "a number above 0", "60 is the published value.")
     fused: dict[DocumentId, float] = {}
     for ranking, weight in zip(rankings, _weights(rankings, weights), strict=True):
-        for rank, document in enumerate(ranking.documents, start=1):
-            fused[document] = fused.get(document, 0.0) + weight / (constant + rank)
+        for rank, hit in enumerate(ranking, start=1):
+            gained = weight / (constant + rank) if np.isfinite(hit.score) else -np.inf
+            fused[hit.document] = _gained(fused.get(hit.document, -np.inf), gained)
     return Ranking.from_scores(list(fused), list(fused.values()), k)
 
 
@@ -167,9 +169,46 @@ def fuse_weighted(
             low, high = values[finite].min(), values[finite].max()
             values = (values - low) / (high - low) if high > low else np.ones_like(values)
         for document, value in zip(ranking.documents, map(float, values), strict=True):
-            before = fused.get(document, -np.inf)
-            if np.isfinite(value):
-                fused[document] = weight * value + (before if np.isfinite(before) else 0.0)
-            else:
-                fused[document] = before
+            gained = weight * value if np.isfinite(value) else -np.inf
+            fused[document] = _gained(fused.get(document, -np.inf), gained)
     return Ranking.from_scores(list(fused), list(fused.values()), k)
+
+
+def _gained(before: float, gained: float) -> float:
+    """The sum of what is finite; −∞ where nothing is."""
+    return gained + before if np.isfinite(gained) and np.isfinite(before) else max(gained, before)
+
+
+@frozen
+class Fusion:
+    """How a ranking by embeddings and one by words become one.
+
+    Args:
+        by: "ranks": sums of reciprocal ranks, which need no common scale; "scores": weighted sums of scores, those of
+            each ranking mapped to [0, 1].
+        embeddings: weight of the ranking by embeddings.
+        words: weight of the ranking by words.
+        depth: how many hits of each are fused, and at least as many as are asked for.
+
+    Raises:
+        InvalidOption: another way, a weight below 0 or not finite, both 0, or no depth.
+    """
+
+    by: Literal["ranks", "scores"] = "ranks"
+    embeddings: float = 1.0
+    words: float = 1.0
+    depth: int = 100
+
+    def __attrs_post_init__(self) -> None:
+        if self.by not in ("ranks", "scores"):
+            raise InvalidOption(f"by = {shown(self.by)}", "'ranks' or 'scores'", "Choose one of the two.")
+        weights = (self.embeddings, self.words)
+        if not all(np.isfinite(weights)) or min(weights) < 0 or not any(weights):
+            raise InvalidOption(f"weights {weights}", "finite ones of at least 0, and one above", "1 and 1 are usual.")
+        if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
+            raise InvalidOption(f"depth = {shown(self.depth)}", "a whole number of at least 1", "100 is usual.")
+
+    def fuse(self, embeddings: Ranking, words: Ranking, k: int) -> Ranking:
+        """The k best of both."""
+        fuse = fuse_reciprocal_rank if self.by == "ranks" else fuse_weighted
+        return fuse([embeddings, words], k, weights=[self.embeddings, self.words])

@@ -5,7 +5,7 @@ usage errors cost nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -122,8 +122,13 @@ Where = Annotated[
 def create(
     folder: Folder,
     codec: Annotated[
-        str, typer.Option("--codec", help="auto, float16, int8, residual4, residual2 or residual1.")
+        Literal["auto", "float16", "int8", "residual4", "residual2", "residual1"],
+        typer.Option("--codec", help="How embeddings are stored."),
     ] = "auto",
+    keep: Annotated[
+        Literal["nothing", "int8", "float16"],
+        typer.Option("--keep", help="What of the vectors is kept beside residuals, for more exact scores."),
+    ] = "nothing",
     language: Annotated[
         str, typer.Option("--language", help="What words are stemmed by: english, german, …; none.")
     ] = "english",
@@ -133,7 +138,7 @@ def create(
     """Make an index; it remembers how the model embeds."""
     from lateinteraction.entrypoints.cli.index import Encoding, create
 
-    create(folder, codec, language, Encoding(model, device))
+    create(folder, codec, keep, language, Encoding(model, device))
 
 
 @index.command()
@@ -141,7 +146,7 @@ def add(
     folder: Folder,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders to add.")],
     on_duplicate: Annotated[
-        str, typer.Option("--on-duplicate", help="What becomes of ids that are there: error, skip or replace.")
+        Literal["error", "skip", "replace"], typer.Option("--on-duplicate", help="What becomes of ids that are there.")
     ] = "error",
     per_commit: Annotated[
         int, typer.Option("--per-commit", min=1, help="Documents that are encoded and committed at a time.")
@@ -174,8 +179,12 @@ def search_index(
     query: QueryText,
     k: Hits = 10,
     where: Where = None,
-    by: Annotated[str, typer.Option("--by", help="embeddings, words (BM25) or both.")] = "embeddings",
-    effort: Annotated[str, typer.Option("--effort", help="fast, balanced or exact.")] = "balanced",
+    by: Annotated[
+        Literal["embeddings", "words", "both"], typer.Option("--by", help="What ranks documents; words do by BM25.")
+    ] = "embeddings",
+    effort: Annotated[
+        Literal["fast", "balanced", "exact"], typer.Option("--effort", help="How much a search may cost.")
+    ] = "balanced",
     model: Model = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -216,11 +225,16 @@ def repair(
 
 
 @index.command()
-def compact(folder: Folder) -> None:
+def compact(
+    folder: Folder,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train a new codebook on all documents, and encode them anew.")
+    ] = False,
+) -> None:
     """Rewrite segments into few, free of removed documents."""
     from lateinteraction.entrypoints.cli.index import compact
 
-    compact(folder)
+    compact(folder, retrain=retrain)
 
 
 @index.command()

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from lateinteraction.application.progress import most_memory
 from lateinteraction.domain import ports
 from lateinteraction.domain.errors import TruncatedTextWarning
 from lateinteraction.domain.explanation import Explanation, TokenMatch
@@ -73,6 +74,25 @@ def encoding_progress() -> Generator[ports.Progress]:
             nonlocal pace
             pace = pace.after(done, total, monotonic())
             bar.update(task, description="encoding", completed=done, total=total, pace=str(pace))
+
+        yield update
+
+
+@contextmanager
+def building_progress() -> Generator[ports.StageProgress]:
+    """A bar on standard error while the block loads a model and fills an index: stage, pace and memory."""
+    console = notes()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"))
+    pace = Pace()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading the model", total=None, pace="")
+
+        def update(stage: ports.Stage, done: int, total: int | None) -> None:
+            nonlocal pace
+            pace = pace.after(done, total, monotonic())
+            held = most_memory()
+            shown = str(pace) if held is None else f"{pace} · {held / 1e9:.1f} GB"
+            bar.update(task, description=stage, completed=done, total=total, pace=shown)
 
         yield update
 

@@ -17,6 +17,7 @@ from lateinteraction.domain.errors import InvalidOption, UnreadableFile
 from lateinteraction.domain.ports import OnDuplicate
 from lateinteraction.domain.text import DocumentId
 from lateinteraction.entrypoints.cli.display import (
+    building_progress,
     counted,
     emit_json,
     encoding_progress,
@@ -28,11 +29,12 @@ from lateinteraction.entrypoints.cli.display import (
     told_of_truncation,
 )
 from lateinteraction.entrypoints.cli.filters import filter_of
+from lateinteraction.wiring import indexes
 
 if TYPE_CHECKING:
     from lateinteraction.adapters.index.analysis import Language
     from lateinteraction.adapters.index.search import Effort
-    from lateinteraction.adapters.index.settings import Codec
+    from lateinteraction.adapters.index.settings import Codec, Keep
 
 
 @frozen
@@ -49,23 +51,21 @@ class IndexQuery:
 
     Args:
         where: a filter in its JSON form, as text.
-        by: "embeddings", "words" or "both".
-        effort: "fast", "balanced" or "exact".
     """
 
     query: str
     k: int
     where: str | None
-    by: str
-    effort: str
+    by: By
+    effort: Effort
 
 
-def create(folder: Path, codec: str, language: str, encoding: Encoding) -> None:
+def create(folder: Path, codec: Codec, keep: Keep, language: str, encoding: Encoding) -> None:
     """Make an index without documents."""
     from lateinteraction import IndexOptions
 
-    options = IndexOptions(cast("Codec", codec), cast("Language", language))
-    if folder.exists() and any(folder.iterdir()):
+    options = IndexOptions(codec, cast("Language", language), keep)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidOption(f"{folder}, which holds something", "a new or empty folder", "Name another.")
     with encoding_progress() as progress:
         model = load_model(encoding.model, device=encoding.device, progress=progress)
@@ -74,7 +74,13 @@ def create(folder: Path, codec: str, language: str, encoding: Encoding) -> None:
 
 
 def add(
-    folder: Path, paths: Sequence[Path], on_duplicate: str, per_commit: int, encoding: Encoding, *, as_json: bool
+    folder: Path,
+    paths: Sequence[Path],
+    on_duplicate: OnDuplicate,
+    per_commit: int,
+    encoding: Encoding,
+    *,
+    as_json: bool,
 ) -> None:
     """Read files, encode them, and commit them some at a time."""
     started = perf_counter()
@@ -84,14 +90,15 @@ def add(
         raise UnreadableFile(
             f"{', '.join(map(str, paths))} without any text", "files of UTF-8 text", "Check the paths."
         )
-    with encoding_progress() as progress:
-        model = load_model(encoding.model, device=encoding.device, progress=progress)
+    with building_progress() as progress:
+        model = load_model(encoding.model, device=encoding.device)
         with Index(model, folder) as index:
-            report = index.retriever.add_stream(
-                passages.documents, on_duplicate=cast("OnDuplicate", on_duplicate), documents_per_add=per_commit
+            counts = asdict(
+                index.add_stream(
+                    passages.documents, on_duplicate=on_duplicate, documents_per_commit=per_commit, progress=progress
+                )
             )
             documents = len(index)
-    counts = {name: len(ids) for name, ids in asdict(report).items()}
     seconds = round(perf_counter() - started, 3)
     if as_json:
         emit_json({**counts, "documents": documents, "timing": {"total_s": seconds}})
@@ -104,7 +111,7 @@ def remove(folder: Path, ids: Sequence[str], where: str | None) -> None:
     """Forget documents, by ids or by filter."""
     if bool(ids) == (where is not None):
         raise InvalidOption("ids and --where, or neither", "one of the two", "Name ids, or give a filter.")
-    with closing(wiring.stored_index(folder)) as index:
+    with closing(indexes.stored_index(folder)) as index:
         gone = index.remove([DocumentId(each) for each in ids] if where is None else filter_of(where))
         output().print(f"{folder}: {counted(gone, 'document')} removed; {counted(len(index), 'document')} now")
 
@@ -113,7 +120,7 @@ def search(folder: Path, request: IndexQuery, encoding: Encoding, *, as_json: bo
     """Search, show."""
     from lateinteraction import SearchOptions
 
-    options = SearchOptions(cast("Effort", request.effort))
+    options = SearchOptions(request.effort)
     where = None if request.where is None else filter_of(request.where)
     _must_exist(folder)
     with encoding_progress() as progress:
@@ -121,7 +128,7 @@ def search(folder: Path, request: IndexQuery, encoding: Encoding, *, as_json: bo
         index = Index(model, folder)
     with index:
         started = perf_counter()
-        results = index.search(request.query, request.k, where=where, by=cast("By", request.by), options=options)
+        results = index.search(request.query, request.k, where=where, by=request.by, options=options)
         seconds = perf_counter() - started
         if as_json:
             hits = [_hit(result) for result in results]
@@ -137,7 +144,7 @@ def search(folder: Path, request: IndexQuery, encoding: Encoding, *, as_json: bo
 
 def info(folder: Path, *, as_json: bool) -> None:
     """What an index is made of."""
-    with closing(wiring.stored_index(folder)) as index:
+    with closing(indexes.stored_index(folder)) as index:
         stats = asdict(index.snapshot().stats())
     if as_json:
         emit_json(stats)
@@ -149,7 +156,7 @@ def info(folder: Path, *, as_json: bool) -> None:
 
 def verify(folder: Path, *, as_json: bool) -> bool:
     """Read every byte; whether all is sound."""
-    report = wiring.verify_index(folder)
+    report = indexes.verify_index(folder)
     if as_json:
         emit_json({**_plain(asdict(report)), "sound": report.sound})
         return report.sound
@@ -166,7 +173,7 @@ def verify(folder: Path, *, as_json: bool) -> bool:
 
 def repair(folder: Path, *, accept_loss: bool) -> bool:
     """Say what would be lost, or lose it; whether the index is whole now."""
-    report = wiring.repair_index(folder, accept_loss=accept_loss)
+    report = indexes.repair_index(folder, accept_loss=accept_loss)
     console = output()
     for damage in report.damages:
         console.print(f"damaged    {damage}")
@@ -183,22 +190,22 @@ def repair(folder: Path, *, accept_loss: bool) -> bool:
     return not report.damages or report.written is not None
 
 
-def compact(folder: Path) -> None:
-    """Rewrite what is worth it."""
-    with closing(wiring.stored_index(folder)) as index:
-        index.compact()
+def compact(folder: Path, *, retrain: bool) -> None:
+    """Rewrite what is worth it, or all with a new codebook."""
+    with closing(indexes.stored_index(folder)) as index:
+        index.compact(retrain=retrain)
     info(folder, as_json=False)
 
 
 def snapshot(folder: Path, target: Path) -> None:
     """Copy the present state into a new folder."""
-    with closing(wiring.stored_index(folder)) as index:
+    with closing(indexes.stored_index(folder)) as index:
         index.copy_to(target)
         output().print(f"{target}: {counted(len(index), 'document')}")
 
 
 def _must_exist(folder: Path) -> None:
-    wiring.stored_index(folder).close()
+    indexes.stored_index(folder).close()
 
 
 def _hit(result: Result) -> dict[str, Any]:

@@ -9,16 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from attrs import asdict, evolve, frozen
 
-from lateinteraction.domain.errors import IndexMismatch, InvalidOption, shown
-from lateinteraction.domain.filters import Filter
+from lateinteraction.domain.errors import InvalidOption
 from lateinteraction.domain.ports import Encoder, Index, Progress
-from lateinteraction.domain.ranking import Ranking
 from lateinteraction.domain.recipe import TokenPooling
-from lateinteraction.domain.text import Document, DocumentId, Query
+from lateinteraction.domain.text import Document
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,30 +29,12 @@ if TYPE_CHECKING:
     from lateinteraction.adapters.huggingface.default_model import DefaultModel
     from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
     from lateinteraction.adapters.huggingface.reading import CheckpointOptions
-    from lateinteraction.adapters.index.index import StoredIndex
-    from lateinteraction.adapters.index.inspection import RepairReport, VerifyReport
-    from lateinteraction.adapters.index.search import SearchOptions
-    from lateinteraction.adapters.index.settings import IndexOptions
-    from lateinteraction.adapters.index.snapshot import IndexSnapshot
     from lateinteraction.adapters.onnx.encoder import OnnxEncoder
     from lateinteraction.adapters.processes.encoder import ProcessEncoder
     from lateinteraction.adapters.processes.frames import Frame
     from lateinteraction.application.explanation import Explainer
     from lateinteraction.application.retrieval import Reranker, Retriever, Searchable, Searcher
     from lateinteraction.domain.evaluation import EvaluationSet
-
-
-class Search(Protocol):
-    """Queries to rankings."""
-
-    def __call__(
-        self,
-        queries: Sequence[Query],
-        k: int = 10,
-        *,
-        where: Filter | None = None,
-        candidates: Sequence[DocumentId] | None = None,
-    ) -> list[Ranking]: ...
 
 
 Runtime = Literal["torch", "onnx"]
@@ -298,81 +278,6 @@ def memory_index() -> FlatIndex:
     from lateinteraction.adapters.flat import FlatIndex
 
     return FlatIndex()
-
-
-def stored_index(
-    folder: str | Path, encoder: Encoder[Tensor] | None = None, options: IndexOptions | None = None
-) -> StoredIndex:
-    """The index in a folder; with an encoder a new one, where the folder is empty or not there.
-
-    Args:
-        folder: of the index.
-        encoder: what its embeddings come from; None where it is only looked after.
-        options: of a new index; where there is one already they must be its own.
-
-    Raises:
-        UnreadableFile: no index, and no encoder to make one for.
-        IndexMismatch: an index of another encoder, or made with other options.
-    """
-    from lateinteraction.adapters.index.generations import Generations
-    from lateinteraction.adapters.index.index import StoredIndex
-    from lateinteraction.adapters.index.settings import IndexOptions, IndexSettings
-    from lateinteraction.adapters.index.storage import FolderStorage
-
-    storage = FolderStorage(folder, create=encoder is not None)
-    if encoder is not None and not Generations(storage).exists():
-        from lateinteraction.adapters.index.fingerprint import fingerprint_of
-
-        return StoredIndex.create(storage, IndexSettings(options or IndexOptions(), fingerprint_of(encoder)))
-    index = StoredIndex(storage)
-    if options is not None and options != index.settings.options:
-        raise IndexMismatch(f"{options}", f"{index.settings.options}, as it was made with", "Leave them out.")
-    if encoder is not None and index.settings.encoder is not None:
-        from lateinteraction.adapters.index.fingerprint import check_fingerprint
-
-        check_fingerprint(index.settings.encoder, encoder)
-    return index
-
-
-def verify_index(folder: str | Path) -> VerifyReport:
-    """Read every byte of an index, which may be damaged."""
-    from lateinteraction.adapters.index.generations import Generations
-    from lateinteraction.adapters.index.index import logical_digest
-    from lateinteraction.adapters.index.storage import FolderStorage
-
-    return Generations(FolderStorage(folder)).verify(logical_digest)
-
-
-def repair_index(folder: str | Path, *, accept_loss: bool) -> RepairReport:
-    """Say what making a damaged index whole again would lose; do it where that is accepted."""
-    from lateinteraction.adapters.index.generations import Generations
-    from lateinteraction.adapters.index.storage import FolderStorage
-
-    return Generations(FolderStorage(folder)).repair(accept_loss=accept_loss)
-
-
-def search_of(
-    encoder: Encoder[Tensor], snapshot: IndexSnapshot, by: str, options: SearchOptions | None = None
-) -> Search:
-    """How a state of a stored index is searched: by embeddings, by words, or by both.
-
-    Args:
-        encoder: of the queries.
-        snapshot: of the index.
-        by: "embeddings", "words" or "both".
-        options: how much a search by embeddings may cost.
-    """
-    from lateinteraction.adapters.index.snapshot import TunedSnapshot
-    from lateinteraction.application.retrieval import HybridSearcher, LexicalSearcher, Searcher
-
-    dense = Searcher(encoder, TunedSnapshot(snapshot, options))
-    if by == "embeddings":
-        return dense.search
-    if by == "words":
-        return LexicalSearcher(snapshot).search
-    if by == "both":
-        return HybridSearcher(dense, LexicalSearcher(snapshot)).search
-    raise InvalidOption(f"by = {shown(by)}", "'embeddings', 'words' or 'both'", "Choose one of the three.")
 
 
 def reranker(encoder: Encoder[Tensor]) -> Reranker[Tensor]:

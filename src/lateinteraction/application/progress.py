@@ -1,0 +1,72 @@
+"""Lines that tell people how far a long call has come."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import TextIO
+
+from lateinteraction.domain.pace import Pace
+from lateinteraction.domain.ports import Stage
+
+
+class ProgressLine:
+    """A `Progress` for people: how many of how many documents, how many a second, how long still.
+
+        li.load_model(progress=li.ProgressLine())
+
+    Args:
+        stream: what the line is written to, over and over; None is standard error.
+        clock: seconds since some moment.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = monotonic) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._pace = Pace()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        self._pace = self._pace.after(done, total, self._clock())
+        self._stream.write(f"\r{self._pace}\x1b[K" + ("\n" if done == total else ""))
+        self._stream.flush()
+
+
+class BuildLine:
+    """A `StageProgress` for people: what an index in the making is at, besides how much memory it took so far.
+
+        index.add_stream(documents, progress=li.BuildLine())
+
+    Args:
+        stream: what the line is written to, over and over; None is standard error.
+        clock: seconds since some moment.
+        memory: the most bytes that this process has held; None where nobody knows.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = monotonic,
+        memory: Callable[[], int | None] | None = None,
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._memory = most_memory if memory is None else memory
+        self._pace = Pace()
+
+    def __call__(self, stage: Stage, done: int, total: int | None) -> None:
+        self._pace = self._pace.after(done, total, self._clock())
+        held = self._memory()
+        shown = "" if held is None else f" · {held / 1e9:.1f} GB"
+        self._stream.write(f"\r{stage} · {self._pace}{shown}\x1b[K" + ("\n" if done == total else ""))
+        self._stream.flush()
+
+
+def most_memory() -> int | None:
+    """The most bytes that this process has held; None where the system does not tell, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
