@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lateinteraction.adapters.huggingface.projection import PcaProjection as PcaProjection
     from lateinteraction.adapters.huggingface.projection import RandomProjection as RandomProjection
     from lateinteraction.adapters.huggingface.reading import CheckpointOptions as CheckpointOptions
+    from lateinteraction.adapters.index.device import Device as Device
+    from lateinteraction.adapters.index.device import DeviceOptions as DeviceOptions
     from lateinteraction.adapters.index.search import SearchOptions as SearchOptions
     from lateinteraction.adapters.index.settings import IndexOptions as IndexOptions
     from lateinteraction.api import Index as Index
@@ -51,6 +53,8 @@ _HOMES = {
     "PcaProjection": "adapters.huggingface.projection",
     "RandomProjection": "adapters.huggingface.projection",
     "CheckpointOptions": "adapters.huggingface.reading",
+    "Device": "adapters.index.device",
+    "DeviceOptions": "adapters.index.device",
     "IndexOptions": "adapters.index.settings",
     "SearchOptions": "adapters.index.search",
     "TokenPooling": "domain.recipe",
@@ -77,6 +81,8 @@ __all__ = [
     "BinaryEmbeddings",
     "BuildLine",
     "CheckpointOptions",
+    "Device",
+    "DeviceOptions",
     "Document",
     "EncodingOptions",
     "EncodingRecipe",

@@ -92,6 +92,21 @@ def test_an_interrupted_stream_goes_on_after_its_last_commit(model: li.Model, tm
     assert states[-1] == ("writing", 7, 7)
 
 
+def test_a_device_finds_what_the_host_finds(model: li.Model, tmp_path: Path) -> None:
+    with li.Index(model, tmp_path / "index") as index:
+        index.add(TEXTS)
+        expected = [index.search(text, by=by) for text in TEXTS.values() for by in ("embeddings", "words", "both")]
+    with li.Index(model, tmp_path / "index", device="cpu") as index:
+        found = [index.search(text, by=by) for text in TEXTS.values() for by in ("embeddings", "words", "both")]
+        assert found == expected
+        index.add({"new": "A word that was not there: heliotrope."})
+        assert index.search("heliotrope", 1)[0].id == "new"
+    with li.Index(model, tmp_path / "index", device=li.Device("cpu", li.DeviceOptions("streamed"))) as index:
+        assert index.search("heliotrope", 1)[0].id == "new"
+    with pytest.raises(InvalidOption, match="a device for an index in memory"):
+        li.Index(model, device="cpu")
+
+
 def test_an_explanation_shows_what_the_codec_makes_of_a_score(model: li.Model, tmp_path: Path) -> None:
     with li.Index(model, tmp_path / "index", li.IndexOptions("int8")) as index:
         index.add(TEXTS)

@@ -108,7 +108,7 @@ class MissingExtra(LateInteractionError, ImportError):
 
 
 class OutOfMemory(LateInteractionError, MemoryError):
-    """A batch of one text that does not fit into the device's memory."""
+    """A batch of one text, or an index, that does not fit into the device's memory."""
 
 
 class WorkerFailed(LateInteractionError, RuntimeError):

@@ -15,6 +15,7 @@ from lateinteraction.domain.text import DocumentId, Query
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lateinteraction.adapters.index.device import Device, IndexOnDevice, SnapshotOnDevice
     from lateinteraction.adapters.index.index import StoredIndex
     from lateinteraction.adapters.index.inspection import RepairReport, VerifyReport
     from lateinteraction.adapters.index.search import SearchOptions
@@ -69,6 +70,13 @@ def stored_index(
     return index
 
 
+def on_device(index: StoredIndex, device: str | Device) -> IndexOnDevice:
+    """An index that is searched on a device."""
+    from lateinteraction.adapters.index import device as there
+
+    return there.IndexOnDevice(index, there.Device(device) if isinstance(device, str) else device)
+
+
 def verify_index(folder: str | Path) -> VerifyReport:
     """Read every byte of an index, which may be damaged."""
     from lateinteraction.adapters.index.generations import Generations
@@ -87,7 +95,11 @@ def repair_index(folder: str | Path, *, accept_loss: bool) -> RepairReport:
 
 
 def search_of(
-    encoder: Encoder[Tensor], snapshot: IndexSnapshot, by: str | Fusion, options: SearchOptions | None = None
+    encoder: Encoder[Tensor],
+    snapshot: IndexSnapshot,
+    by: str | Fusion,
+    options: SearchOptions | None = None,
+    there: SnapshotOnDevice | None = None,
 ) -> Search:
     """How a state of a stored index is searched: by embeddings, by words, or by both.
 
@@ -96,11 +108,12 @@ def search_of(
         snapshot: of the index.
         by: "embeddings", "words", "both", or both in the way of a `Fusion`.
         options: how much a search by embeddings may cost.
+        there: the same state on a device, where embeddings are searched then.
     """
     from lateinteraction.adapters.index.snapshot import TunedSnapshot
     from lateinteraction.application.retrieval import HybridSearcher, LexicalSearcher, Searcher
 
-    dense = Searcher(encoder, TunedSnapshot(snapshot, options))
+    dense = Searcher(encoder, TunedSnapshot(snapshot if there is None else there, options))
     if by == "embeddings":
         return dense.search
     if by == "words":
