@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Triton reads it when it is imported, which the conftest of a folder that is named may do before `pytest_configure`.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A model that is loaded, or a shape that is compiled, inside the first example makes that one slow; it is no flaw.
 _SLOW_IS_FINE = [HealthCheck.too_slow]
