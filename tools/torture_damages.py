@@ -22,7 +22,7 @@ from torture_model import QUESTIONS, Call, Entry, State, add, after, document, e
 
 from lateinteraction.adapters.index import folding
 from lateinteraction.adapters.index.index import StoredIndex
-from lateinteraction.adapters.index.settings import Codec, IndexOptions, IndexSettings
+from lateinteraction.adapters.index.settings import IndexOptions, IndexSettings
 from lateinteraction.adapters.index.storage import FolderStorage
 from lateinteraction.domain.errors import CorruptIndex, IndexMismatch, LateInteractionError, UnreadableFile
 
@@ -123,11 +123,12 @@ def torture(figures: Figures, seed: int, cases: int, share: float = 1.0) -> None
             number = _some_cases(figures, victims, folder / "damaged", seed, range(number, last))
 
 
-VICTIMS: dict[str, tuple[Codec, bool]] = {
-    "segments": ("float16", False),
-    "compacted": ("float16", True),
-    "compressed": ("residual4", True),
-    "int8": ("int8", False),
+VICTIMS: dict[str, tuple[IndexOptions, bool]] = {
+    "segments": (IndexOptions("float16"), False),
+    "compacted": (IndexOptions("float16"), True),
+    "compressed": (IndexOptions("residual4"), True),
+    "kept": (IndexOptions("residual2", keep="float16"), True),
+    "int8": (IndexOptions("int8"), False),
 }
 """Indexes by name: how they store tokens, and whether they are compacted."""
 
@@ -142,10 +143,10 @@ def _small_codebooks() -> Iterator[None]:
         folding.COMPRESS_AT = before
 
 
-def _victim(folder: Path, seed: int, codec: Codec, compacted: bool) -> Victim:
+def _victim(folder: Path, seed: int, options: IndexOptions, compacted: bool) -> Victim:
     draw = seeded(seed)
     states: list[State] = [{}]
-    settings = IndexSettings(IndexOptions(codec))
+    settings = IndexSettings(options)
     with StoredIndex.create(FolderStorage(folder, create=True), settings) as index:
         for number in range(1, 15):
             call = planned(draw, states[-1], number)
@@ -157,7 +158,7 @@ def _victim(folder: Path, seed: int, codec: Codec, compacted: bool) -> Victim:
         answers = {name: ask(index, state) for name, ask in QUESTIONS.items()}
         newest = frozenset(record.name for record in index.snapshot().opened.manifest.records())
     right = expected(state)
-    exact = [name for name in right if codec == "float16" or name in ("ids", "texts and metadata")]
+    exact = [name for name in right if options.codec == "float16" or name in ("ids", "texts and metadata")]
     assert all(same(answers[name], right[name]) for name in exact), "the index is wrong before it is damaged"
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     earlier = [each for each in states if each != state]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lateinteraction.adapters.huggingface.reading import CheckpointOptions as CheckpointOptions
     from lateinteraction.adapters.index.device import Device as Device
     from lateinteraction.adapters.index.device import DeviceOptions as DeviceOptions
-    from lateinteraction.adapters.index.search import SearchOptions as SearchOptions
+    from lateinteraction.adapters.index.options import SearchOptions as SearchOptions
     from lateinteraction.adapters.index.settings import IndexOptions as IndexOptions
     from lateinteraction.api import Index as Index
     from lateinteraction.api import Model as Model
@@ -56,7 +56,7 @@ _HOMES = {
     "Device": "adapters.index.device",
     "DeviceOptions": "adapters.index.device",
     "IndexOptions": "adapters.index.settings",
-    "SearchOptions": "adapters.index.search",
+    "SearchOptions": "adapters.index.options",
     "TokenPooling": "domain.recipe",
     "BinaryEmbeddings": "domain.quantisation",
     "Int8Embeddings": "domain.quantisation",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lateinteraction.adapters.index import folding
 from lateinteraction.adapters.index.index import StoredIndex
 from lateinteraction.adapters.index.settings import Codec, IndexOptions, IndexSettings
 from lateinteraction.domain.embeddings import TokenEmbeddings
@@ -58,6 +60,20 @@ class TestStoredIndex(
 class TestStoredInEightBits(Tensors, IndexContract[Tensor]):
     def make_index(self) -> StoredIndex:
         return stored("int8")
+
+    def document_store(self, index: StoredIndex) -> StoredIndex:
+        return index
+
+
+class TestStoredInFourBits(Tensors, IndexContract[Tensor]):
+    """Every segment compressed, however small; the originals kept beside it decide."""
+
+    @pytest.fixture(autouse=True)
+    def compressed_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(folding, "COMPRESS_AT", 1)
+
+    def make_index(self) -> StoredIndex:
+        return StoredIndex.create(MemoryStorage(), IndexSettings(IndexOptions("residual4", keep="float16")))
 
     def document_store(self, index: StoredIndex) -> StoredIndex:
         return index

@@ -166,6 +166,11 @@ def test_the_life_of_an_index_on_the_command_line(li_index: Command, tmp_path: P
     for by in ("embeddings", "words", "both"):
         found: Any = json.loads(done("search", folder, "the capital of France", "-k", 1, "--by", by, "--json"))
         assert [hit["id"] for hit in found["hits"]] == ["paris"]
+    queries = tmp_path / "queries.txt"
+    queries.write_text("the capital of France\na cat\n")
+    measured = json.loads(done("recall", folder, queries, "-k", 2, "--json"))
+    assert (measured["queries"], measured["k"], measured["recall"]) == (2, 2, 1.0)
+    assert "recall@10 1.0000 of the exact search" in done("recall", folder, queries, "--effort", "fast")
     assert "1 document removed" in done("remove", folder, "cats")
     assert json.loads(done("info", folder, "--json"))["documents"] == 2
     done("compact", folder)

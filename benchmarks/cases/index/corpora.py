@@ -13,7 +13,7 @@ A block is made from the seed and its own number alone: the first documents of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -73,13 +73,23 @@ class Corpus:
     def queries(self, count: int) -> TokenEmbeddings[Tensor]:
         """Queries of 32 tokens, each made from a document of its own choice."""
         generator = np.random.default_rng((self.seed, 2))
+        places = [int(place) for place in generator.integers(0, self.documents, count)]
+        sources = self._documents(places)
         rows: list[Floats] = []
-        for place in generator.integers(0, self.documents, count):
-            block = self.block(int(place) // BLOCK)
-            tokens = block[int(place) % BLOCK].numpy()
+        for place in places:
+            tokens = sources[place]
             own = tokens[generator.integers(0, len(tokens), QUERY_LENGTH)]
             rows.append(_unit(own + _noise(generator, QUERY_LENGTH, self.dimension, QUERY_NOISE)))
         return TokenEmbeddings(torch.from_numpy(np.concatenate(rows)), offsets_of([QUERY_LENGTH] * count))
+
+    def _documents(self, places: Sequence[int]) -> dict[int, Floats]:
+        """The tokens of these documents; each block is made once."""
+        found: dict[int, Floats] = {}
+        for number in sorted({place // BLOCK for place in places}):
+            block = self.block(number)
+            own = {place for place in places if place // BLOCK == number}
+            found |= {place: block[place % BLOCK].numpy().copy() for place in own}
+        return found
 
     def _vocabulary(self) -> Floats:
         """Words (TOPICS · WORDS_PER_TOPIC, D), topic after topic."""

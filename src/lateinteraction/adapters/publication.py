@@ -58,7 +58,7 @@ def _check_target(target: Path, marks: Sequence[str], *, overwrite: bool) -> Non
     if overwrite and is_one:
         return
     raise InvalidOption(
-        f"{target}, which {'holds a model' if is_one else 'is there and holds something else'}",
+        f"{target}, which {'holds one already' if is_one else 'is there and holds something else'}",
         "a folder that is new or empty",
         "Name another folder, or pass overwrite=True." if is_one else "Name another folder.",
     )

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from lateinteraction.adapters.flat import FlatIndex
     from lateinteraction.adapters.index.device import Device
     from lateinteraction.adapters.index.index import StoredIndex
-    from lateinteraction.adapters.index.search import SearchOptions
+    from lateinteraction.adapters.index.options import SearchOptions
+    from lateinteraction.adapters.index.recall import RecallReport
     from lateinteraction.adapters.index.settings import IndexOptions
     from lateinteraction.application.retrieval import Retriever
 
@@ -223,8 +224,23 @@ class Index:
         there = self._there.snapshot()
         return indexes.search_of(encoder, there.snapshot, by, options, there), there.snapshot
 
+    def recall_report(
+        self, queries: Sequence[str] | Sequence[Query], k: int = 10, options: SearchOptions | None = None
+    ) -> RecallReport:
+        """How much of the exact search of a folder a search finds, and how much quicker it is, on a sample of queries.
+
+        Args:
+            queries: like those that will be asked; some hundred tell the recall to a percent.
+            k: hits of each.
+            options: of the search that is measured.
+        """
+        given = [query_of(one) for one in items_of(queries, "queries")]
+        return indexes.recall_report(self.model.encoder, self.stored.snapshot(), given, k, options)
+
     def explain(self, query: str | Query, identifier: str) -> Explanation:
-        """Why a document scores as it does: by its text, and in `stored` by what the index keeps of it."""
+        """Why a document scores as it does: by its text, and in `stored` by what the codec made of it."""
         ids = [DocumentId(identifier)]
-        snapshot = self._store.snapshot()
-        return self.model.explain(query, snapshot.get(ids)[0], stored=snapshot.fetch(ids))
+        if self._in_folder is None:
+            return self.model.explain(query, self._store.get(ids)[0], stored=self._store.fetch(ids))
+        snapshot = self._in_folder.snapshot()
+        return self.model.explain(query, snapshot.get(ids)[0], stored=snapshot.coded(ids))

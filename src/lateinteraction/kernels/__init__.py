@@ -16,6 +16,7 @@ from lateinteraction.kernels.dispatch import Choice, FormName, MissingForm, form
 from lateinteraction.kernels.eager.order import best_of
 from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, spans_of
 from lateinteraction.kernels.packing import packed, padded
+from lateinteraction.kernels.sharing import at_most
 
 __all__ = [
     "CentroidTable",
@@ -25,6 +26,7 @@ __all__ = [
     "FormName",
     "MissingForm",
     "Tokens",
+    "at_most",
     "centroid_interaction",
     "centroid_scores",
     "form_for",

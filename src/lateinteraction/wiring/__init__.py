@@ -367,6 +367,8 @@ def diagnose(device: str = "auto") -> dict[str, object]:
         "versions": {package: _version(package) for package in packages},
         "extras": {
             "demo": _version("bm25s"),
+            "hnsw": _version("voyager"),
+            "lexical": _version("PyStemmer"),
             "onnx": _version("onnxruntime"),
             "pooling": _version("scipy"),
             "testing": _version("hypothesis"),

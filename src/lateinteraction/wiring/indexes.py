@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lateinteraction.adapters.index.device import Device, IndexOnDevice, SnapshotOnDevice
     from lateinteraction.adapters.index.index import StoredIndex
     from lateinteraction.adapters.index.inspection import RepairReport, VerifyReport
-    from lateinteraction.adapters.index.search import SearchOptions
+    from lateinteraction.adapters.index.options import SearchOptions
+    from lateinteraction.adapters.index.recall import RecallReport
     from lateinteraction.adapters.index.settings import IndexOptions
     from lateinteraction.adapters.index.snapshot import IndexSnapshot
 
@@ -75,6 +76,15 @@ def on_device(index: StoredIndex, device: str | Device) -> IndexOnDevice:
     from lateinteraction.adapters.index import device as there
 
     return there.IndexOnDevice(index, there.Device(device) if isinstance(device, str) else device)
+
+
+def recall_report(
+    encoder: Encoder[Tensor], snapshot: IndexSnapshot, queries: Sequence[Query], k: int, options: SearchOptions | None
+) -> RecallReport:
+    """What a search of these queries finds of what the exact one finds."""
+    from lateinteraction.adapters.index import recall
+
+    return recall.recall_report(snapshot, encoder.encode_queries(queries), k, options)
 
 
 def verify_index(folder: str | Path) -> VerifyReport:

@@ -21,6 +21,7 @@ from lateinteraction.adapters.index.codebook import (
     MOST_SAMPLED,
     Codebook,
     centroid_count,
+    codebook_for,
     quantiser,
     sample_size,
     tier_of,
@@ -276,6 +277,105 @@ def test_growth_stops_at_the_limit(codebook: Codebook, monkeypatch: pytest.Monke
     grown = codebook.grown(strangers)
     assert len(grown) == len(codebook) + 3
     assert grown.grown(strangers) is grown
+
+
+# ── Growing with the index ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def drawn(tokens: Tensor, asked: list[int] | None = None) -> Any:
+    """A sample of these, whose sizes are written down."""
+
+    def sample(count: int) -> Tensor:
+        if asked is not None:
+            asked.append(count)
+        generator = torch.Generator().manual_seed(1)
+        return tokens[torch.randperm(len(tokens), generator=generator)[:count]]
+
+    return sample
+
+
+def test_a_denser_codebook_fits_the_same_tokens_better_and_keeps_every_code(tokens: Tensor, codebook: Codebook) -> None:
+    denser = codebook.denser(tokens, 1_000)
+    assert len(denser) == 1_000
+    assert torch.equal(denser.centroids[:400], codebook.centroids)
+    assert torch.equal(denser.weights, codebook.weights)
+    assert torch.equal(denser.cutoffs, codebook.cutoffs)
+    assert torch.equal(denser.centroids.half().float(), denser.centroids)
+    assert int(torch.bincount(denser.cells).min()) > 0
+    others = clustered(14_000, 500)[12_000:]
+    before = residual(others, codebook.centroids, codebook.assign(others))
+    fresh = train(tokens, 1_000, 4)
+    after = residual(others, denser.centroids, denser.assign(others))
+    assert after < 0.95 * before
+    assert after < 1.1 * residual(others, fresh.centroids, fresh.assign(others))
+    assert denser.drift(others, denser.assign(others)) == pytest.approx(0.25, abs=0.06)
+
+
+def test_nearly_every_token_finds_its_nearest_centroid_in_a_denser_codebook(tokens: Tensor, codebook: Codebook) -> None:
+    denser = codebook.denser(tokens, 1_000)
+    exact = (tokens @ denser.centroids.T).argmax(dim=1)
+    assert float((denser.assign(tokens) == exact).double().mean()) > 0.95
+
+
+def test_equal_tokens_and_seeds_make_equal_denser_codebooks(tokens: Tensor, codebook: Codebook) -> None:
+    one, same, other = (codebook.denser(tokens, 600, seed) for seed in (3, 3, 4))
+    assert torch.equal(one.centroids, same.centroids)
+    assert torch.equal(one.cells, same.cells)
+    assert not torch.equal(one.centroids, other.centroids)
+
+
+@pytest.mark.parametrize("count", [0, 10, 400])
+def test_a_codebook_that_is_dense_enough_stays_as_it_is(tokens: Tensor, codebook: Codebook, count: int) -> None:
+    assert codebook.denser(tokens, count) is codebook
+    assert codebook.denser(tokens[:0], 1_000) is codebook
+    assert codebook.denser(codebook.centroids, 1_000) is codebook  # nothing lies between
+
+
+def test_an_index_gets_its_first_codebook_from_all_its_documents(tokens: Tensor) -> None:
+    everything: list[int] = []
+    made = codebook_for(12_000, 2, None, drawn(tokens, everything), None)
+    assert everything == [sample_size(120)]
+    assert (len(made), made.bits) == (120, 2)
+
+
+def test_a_codebook_grows_with_the_index_and_not_before(tokens: Tensor, codebook: Codebook) -> None:
+    enough = drawn(tokens)
+    assert codebook_for(55_000, 4, codebook, enough, enough) is codebook
+    grown = codebook_for(57_000, 4, codebook, enough, enough)
+    assert len(grown) == centroid_count(round(1.4 * 57_000))
+    assert codebook_for(10**6, 4, codebook, enough, None) is codebook  # nothing is to be encoded
+
+
+def test_an_index_that_grows_step_by_step_has_about_as_good_centroids_as_one_made_at_once() -> None:
+    stream = clustered(60_000, 1_500)
+    book = codebook_for(4_000, 4, None, drawn(stream[:4_000]), None)
+    for last in range(8_000, 60_001, 4_000):
+        book = codebook_for(last, 4, book, drawn(stream[:last]), drawn(stream[last - 4_000 : last]))
+        assert centroid_count(last) / 1.45 <= len(book) <= 1.45 * centroid_count(last)
+    once, others = train(stream, len(book), 4), clustered(64_000, 1_500)[60_000:]
+    assert residual(others, book.centroids, book.assign(others)) < 1.1 * residual(
+        others, once.centroids, once.assign(others)
+    )
+
+
+def test_strangers_get_centroids_whatever_the_size_of_the_index(tokens: Tensor, codebook: Codebook) -> None:
+    strangers = clustered(8_000, 20, seed=5)
+    both = torch.cat([tokens, strangers])
+    grown = codebook_for(20_000, 4, codebook, drawn(both), drawn(strangers))
+    assert torch.equal(grown.centroids, codebook.grown(drawn(strangers)(len(strangers))).centroids)
+
+
+def test_the_nearest_of_the_first_centroids_are_those_of_the_codebook_before_it_grew(
+    tokens: Tensor, codebook: Codebook
+) -> None:
+    denser = codebook.denser(tokens, 1_000)
+    for near in (4, 1_000):
+        found, similarities = denser.nearest(tokens[:40], 8, near, known=len(codebook))
+        assert int(found.max()) < len(codebook)
+        exact = (tokens[:40] @ codebook.centroids.T).sort(dim=1, descending=True).values[:, :8]
+        missed = float((similarities < exact - 1e-6).double().mean())
+        assert missed < (0.2 if near == 4 else 1e-9)
+        torch.testing.assert_close(similarities, (tokens[:40] @ denser.centroids.T).gather(1, found), atol=1e-6, rtol=0)
 
 
 # ── Storing ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -123,7 +123,8 @@ def test_columns_of_a_file_answer_as_those_in_memory(tmp_path: Path) -> None:
         assert Texts(arrays).at([0, 1, 2]) == [text for _, text, _ in DOCUMENTS]
         assert MetadataColumns(arrays, 3).at([2, 0]) == [DOCUMENTS[2][2], DOCUMENTS[0][2]]
         assert list(MetadataColumns(arrays, 3).matching(Comparison("year", "<", 2000))) == [True, False, False]
-        assert Updates(arrays).by_row() == {1: {"year": 7}}
+        assert list(Updates(arrays).rows) == [1]
+        assert Updates(arrays).metadata.at([0]) == [{"year": 7}]
         assert [list(each.rows) for each in Postings(arrays, 3).of(["interaction", "none"])] == [[0, 2], []]
         assert list(tombstones.live(arrays, 3)) == [True, False, True]
 

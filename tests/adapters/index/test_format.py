@@ -62,17 +62,18 @@ def test_an_index_is_read_by_its_page_alone(tmp_path: Path, monkeypatch: Any) ->
     monkeypatch.setattr(folding, "COMPRESS_AT", 40)
     documents = [Document(DocumentId(f"d{n}"), f"text {n} €", {"n": n % 3} if n % 2 else {}) for n in range(30)]
     tokens = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    settings = IndexSettings(IndexOptions("residual2", "none"))
+    settings = IndexSettings(IndexOptions("residual2", "none", "int8"))
     with StoredIndex.create(FolderStorage(tmp_path / "index", create=True), settings) as index:
         index.add(documents, TokenEmbeddings(tokens, offsets_of([2] * 30)))
         index.remove([DocumentId("d3")])
         index.update({DocumentId("d4"): {"n": 7}})
-        stored = index.fetch([DocumentId("d5")]).tokens.numpy()
+        stored = index.snapshot().segments[0].payload.decode(np.array([5])).tokens.numpy()
 
     manifest = newest_manifest(tmp_path / "index")
-    assert manifest["settings"]["codec"] == "residual2"
+    assert (manifest["settings"]["codec"], manifest["settings"]["keep"]) == ("residual2", "int8")
     (segment,) = manifest["segments"]
-    files = {"segment": segment["files"][0], **segment["deltas"], "codebook": manifest["shared"]["codebook"]}
+    files = {"segment": segment["files"][0], "kept": segment["files"][1], **segment["deltas"]}
+    files["codebook"] = manifest["shared"]["codebook"]
     read = {name: arrays_of(tmp_path / "index" / record["name"], record) for name, record in files.items()}
 
     own = read["segment"]
@@ -98,3 +99,8 @@ def test_an_index_is_read_by_its_page_alone(tmp_path: Path, monkeypatch: Any) ->
     decoded = book["codebook.centroids"][own["residual.codes"][rows]] + book["codebook.weights"][buckets]
     decoded = decoded * own["residual.scales"][rows, None].astype(np.float32)
     np.testing.assert_allclose(decoded, stored, atol=1e-6)
+
+    kept = read["kept"]
+    assert kept["tokens.offsets"].tolist() == own["tokens.offsets"].tolist()
+    vectors = kept["int8.values"] * kept["int8.scales"][:, None]
+    np.testing.assert_allclose(vectors, tokens, atol=float(kept["int8.scales"].max()) / 2 + 1e-6)

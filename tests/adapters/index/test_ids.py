@@ -141,6 +141,41 @@ def test_merged_ids_are_those_that_were_kept(given: list[str], cut: int, data: s
         np.testing.assert_array_equal(merged[name], array, err_msg=name)
 
 
+@given(IDS, st.integers(1, 12), st.data())
+def test_the_lowest_ids_are_those_that_sorting_would_put_first(
+    given: list[str], count: int, data: st.DataObject
+) -> None:
+    chosen = np.array(data.draw(st.lists(st.sampled_from(range(len(given))), unique=True)) if given else [], np.int64)
+    found = stored(given).lowest(chosen, count)
+    assert sorted(given[row] for row in rows(found)) == sorted(given[row] for row in rows(chosen))[:count]
+
+
+@pytest.mark.parametrize("prefix", ["", "12345", "https://example.org/of/some/length/"])
+@pytest.mark.parametrize("count", [1, 10, 499, 500, 600])
+def test_the_lowest_of_many_ids_are_found_eight_bytes_at_a_time(prefix: str, count: int) -> None:
+    generator = np.random.default_rng(0)
+    given = [f"{prefix}{n}" for n in generator.permutation(1_000)]
+    given += [prefix + "\x00" * n for n in range(1, 20)]  # as the zeros that stand for what is not there
+    given += [f"{prefix}7{letter}" for letter in "\x00aé漢💥"]
+    column, chosen = stored(given), generator.permutation(len(given))[:500]
+    found = [given[row] for row in rows(column.lowest(chosen, count))]
+    assert sorted(found) == sorted(given[row] for row in rows(chosen))[:count]
+
+
+def test_few_ids_are_decoded_where_the_lowest_of_many_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    column, decoded = stored([f"document-{n:07}" for n in range(20_000)]), 0
+    inner = Ids.at
+
+    def counted(self: Ids, asked: Any) -> list[str]:
+        nonlocal decoded
+        decoded += len(asked)
+        return inner(self, asked)
+
+    monkeypatch.setattr(Ids, "at", counted)
+    assert sorted(rows(column.lowest(np.arange(20_000)[::-1], 3))) == [0, 1, 2]
+    assert decoded <= 64
+
+
 def test_a_thousand_of_many_are_found_with_a_few_array_operations() -> None:
     given = [f"document-{n}" for n in range(20_000)]
     column = stored(given)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lateinteraction.adapters.index import changes, folding
+from lateinteraction.adapters.index import codebook, encoding, folding
 from lateinteraction.adapters.index.index import StoredIndex
 from lateinteraction.adapters.index.settings import Codec, IndexOptions, IndexSettings
 from lateinteraction.adapters.index.storage import FolderStorage, Storage
@@ -263,7 +263,7 @@ def test_readers_in_threads_see_whole_commits() -> None:
 
 def test_large_segments_are_compressed_and_found_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "COMPRESS_AT", 500)
-    monkeypatch.setattr(changes, "TOKENS_AT_A_TIME", 200)
+    monkeypatch.setattr(encoding, "TOKENS_AT_A_TIME", 200)
     index, exact = made(codec="residual4"), made(codec="float16")
     numbers = [4 * number + 3 for number in range(400)]
     for target in (index, exact):
@@ -289,9 +289,9 @@ def test_opening_and_looking_after_an_index_loads_no_torch(tmp_path: Path) -> No
     with made(FolderStorage(tmp_path / "index", create=True)) as index:
         add(index, *range(10))
     script = (
-        "import sys; from lateinteraction import wiring\n"
+        "import sys; from lateinteraction.wiring import indexes\n"
         "from lateinteraction.domain.filters import Comparison\n"
-        "index = wiring.stored_index(sys.argv[1])\n"
+        "index = indexes.stored_index(sys.argv[1])\n"
         "assert len(index) == 10 and index.get(['3'])[0].text.startswith('text 3')\n"
         "assert index.snapshot().search_text(['drum'], 1)[0].documents == ('3',)\n"
         "assert index.verify().sound\n"
@@ -329,8 +329,8 @@ def test_files_of_other_people_stay(tmp_path: Path) -> None:
 def test_a_child_that_is_forked_during_a_write_reads_on_and_leaves_its_parent_alone(tmp_path: Path) -> None:
     script = (
         "import os, sys, threading\n"
-        "from lateinteraction import wiring\n"
-        "index = wiring.stored_index(sys.argv[1])\n"
+        "from lateinteraction.wiring import indexes\n"
+        "index = indexes.stored_index(sys.argv[1])\n"
         "stop = threading.Event()\n"
         "def write():\n"
         "    number = 0\n"
@@ -384,7 +384,7 @@ def test_a_codebook_grows_with_documents_unlike_the_first(monkeypatch: pytest.Mo
 
 def test_one_long_document_can_begin_a_compressed_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "COMPRESS_AT", 50)
-    monkeypatch.setattr(changes, "DRIFT_SAMPLE", 10)
+    monkeypatch.setattr(codebook, "DRIFT_SAMPLE", 10)
     index = made()
     tokens = torch.nn.functional.normalize(torch.randn(300, WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
     for name in ("one", "two"):

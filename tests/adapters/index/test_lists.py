@@ -261,6 +261,26 @@ def test_a_search_with_more_hits_than_listed_documents_returns_them_all_the_same
     assert sorted(map(int, hits.rows)) == list(range(800))
 
 
+def test_lists_find_the_same_after_the_codebook_has_grown() -> None:
+    """Its later centroids list nothing here: each query token looks at as many of the first ones as before."""
+    payload, _, queries, _ = corpus()
+    decoded = payload.decode()
+    before = train(decoded.tokens, 100, 4)
+    after = before.denser(torch.cat([decoded.tokens, queries.tokens]), 250)
+    assert (len(before), len(after)) == (100, 250)
+    arrays = InMemory({**offsets_array(payload.lengths), **encode_residual(decoded.tokens, before)})
+    views: list[SegmentView] = []
+    for codebook in (before, after):
+        own = read_payload(arrays, codebook)
+        assert isinstance(own, Residuals)
+        lists = Lists(InMemory(build_lists(own.codes(), own.lengths, len(before))), len(own))
+        views.append(SegmentView(own, lists=lists))
+    for options in (SearchOptions(candidates=40, probe=4), SearchOptions(candidates=40, probe=4, interaction="xtr")):
+        for one, other in zip(*(search([view], queries, 10, options) for view in views), strict=True):
+            np.testing.assert_array_equal(one.rows, other.rows)
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-6)
+
+
 def test_the_nearest_centroids_are_found_in_few_cells(listed: Any) -> None:
     _, _, queries, codebook = listed
     exact, similarities = codebook.nearest(queries.tokens, 10, 10_000)

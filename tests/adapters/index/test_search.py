@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lateinteraction.adapters.index import search as module
 from lateinteraction.adapters.index.arrays import InMemory
 from lateinteraction.adapters.index.codebook import Codebook, train
 from lateinteraction.adapters.index.payloads import (
     Payload,
     PreparedQuery,
+    Residuals,
     Rows,
     Scores,
     Vectors,
@@ -265,6 +267,12 @@ class Counted:
         self.scored.extend(range(len(self)) if rows is None else map(int, rows))
         return self._inner.score(query, rows)
 
+    def maxima(self, query: PreparedQuery, rows: Rows) -> Scores:
+        return self._inner.maxima(query, rows)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return self._inner.arrays()
+
     def decode(self, rows: Rows | None = None) -> TokenEmbeddings[torch.Tensor]:
         return self._inner.decode(rows)
 
@@ -407,6 +415,33 @@ def test_segments_together_find_what_one_segment_finds() -> None:
         firsts = np.array(bounds)[many.segments]
         np.testing.assert_array_equal(one.rows, firsts + many.rows)
         np.testing.assert_array_equal(one.scores, many.scores)
+
+
+@pytest.mark.parametrize("most", [0, 10_000])
+def test_scoring_segments_together_changes_no_score(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, queries = corpus(1)
+    codebooks = [train(documents.tokens, 120, 4, seed=number) for number in range(2)]
+    views = [
+        SegmentView(payload_of("residual", documents.span(first, first + 200), codebooks[first // 200 % 2]))
+        for first in range(0, 800, 200)
+    ]
+    calls: list[int] = []
+    inner = Residuals.score
+
+    def counted(self: Residuals, query: PreparedQuery, rows: Rows | None = None) -> Scores:
+        calls.append(len(self) if rows is None else len(rows))
+        return inner(self, query, rows)
+
+    monkeypatch.setattr(module, "TOGETHER", most)
+    monkeypatch.setattr(Residuals, "score", counted)
+    for hits, values in zip(search(views, queries, 10, SearchOptions(candidates=300)), queries, strict=True):
+        for number, view in enumerate(views):
+            own = hits.segments == number
+            assert isinstance(view.payload, Residuals)
+            expected = inner(view.payload, PreparedQuery(values), hits.rows[own])
+            np.testing.assert_array_equal(hits.scores[own], expected)
+    assert sum(calls) == 300 * len(queries)
+    assert len(calls) <= 4 * len(queries) if most == 0 else len(calls) == 2 * len(queries)
 
 
 def test_scores_are_those_of_the_segments_payload() -> None:

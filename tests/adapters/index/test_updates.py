@@ -83,8 +83,25 @@ def test_updates_are_cumulative(segment: tuple[Documents, list[Changes]]) -> Non
     for changes in steps:
         known = stored(changes, known)
         expected |= changes
-        assert exactly(known.by_row()) == exactly(expected)
         assert [int(row) for row in known.rows] == sorted(expected)
+        assert exactly(known.metadata.at(range(len(known)))) == exactly([expected[row] for row in sorted(expected)])
+
+
+@given(segments())
+def test_updates_one_after_another_leave_the_same_arrays_as_at_once(segment: tuple[Documents, list[Changes]]) -> None:
+    """To the last byte: nothing that was replaced is left in a dictionary."""
+    _, steps = segment
+    together: Changes = {}
+    known: Updates | None = None
+    for changes in steps:
+        together |= changes
+        arrays = updates.build(changes, known)
+        known = Updates(InMemory(arrays))
+        expected = updates.build(together)
+        assert sorted(arrays) == sorted(expected)
+        for name, array in expected.items():
+            assert arrays[name].dtype == array.dtype
+            np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
 @given(st.lists(segments(), max_size=3), st.data())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -119,3 +120,18 @@ def test_a_list_of_documents_scores_as_all_of_them_to_the_last_bit() -> None:
     listed = list(packed.values.split((packed.spans[:, 1] - packed.spans[:, 0]).tolist()))
     assert len(packed.values) > 2 * kernels.ROWS_PER_LIST
     assert torch.equal(kernels.maxsim_listed(query, listed), kernels.maxsim_all_pairs(query, packed))
+
+
+def test_who_has_several_calls_gives_each_fewer_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    weights, work = np.ones(100, np.int64), 1e12
+    assert len(threads.shares(weights, work)) == 4
+    with kernels.at_most(2):
+        assert len(threads.shares(weights, work)) == 2
+        with kernels.at_most(1):
+            assert threads.shares(weights, work) == [(0, 100)]
+            with ThreadPoolExecutor(1) as pool:
+                assert len(pool.submit(threads.shares, weights, work).result()) == 4
+        assert len(threads.shares(weights, work)) == 2
+    with kernels.at_most(9):
+        assert len(threads.shares(weights, work)) == 4

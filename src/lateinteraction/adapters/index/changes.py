@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -10,42 +10,25 @@ from attrs import evolve
 from numpy.typing import NDArray
 
 from lateinteraction.adapters.index import folding, tombstones, updates
-from lateinteraction.adapters.index.arrays import InMemory
-from lateinteraction.adapters.index.columns import Rows, blocks_of, ranges
-from lateinteraction.adapters.index.files import FileRecord
+from lateinteraction.adapters.index.columns import Column, of_arrays, store
+from lateinteraction.adapters.index.encoding import Form, merged, sampled, store_tokens
+from lateinteraction.adapters.index.files import FileRecord, FileWriter
 from lateinteraction.adapters.index.folding import Size
 from lateinteraction.adapters.index.manifests import SegmentRecord
-from lateinteraction.adapters.index.segments import (
-    PAYLOADS,
-    REMOVED,
-    UPDATED,
-    Kept,
-    Kind,
-    Segment,
-    built,
-    merged,
-    write,
-)
+from lateinteraction.adapters.index.parts import Incoming, Left, Part
+from lateinteraction.adapters.index.segments import KEPT, REMOVED, UPDATED, Kind
 from lateinteraction.adapters.index.settings import IndexSettings
 from lateinteraction.adapters.index.snapshot import IndexSnapshot, Place
 from lateinteraction.adapters.index.writing import Writer
-from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings
+from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
+from lateinteraction.domain.errors import InvalidOption
+from lateinteraction.domain.ports import Progress
 from lateinteraction.domain.text import Document, Metadata
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lateinteraction.adapters.index.codebook import Codebook
-
-TOKENS_AT_A_TIME = 2**17
-"""Tokens that are decoded at a time when a segment is stored another way: 64 MB at 128 dimensions."""
-
-SAMPLE = 2**20
-"""Tokens, at most, that a codebook grows by: 512 MB at 128 dimensions."""
-
-DRIFT_SAMPLE = 2**15
-DRIFT = 0.35
-"""Tokens that are looked at for drift, and the share of them that may be far: a quarter is, of those like the first."""
 
 
 @final
@@ -55,31 +38,28 @@ class Changes:
     Args:
         writer: of the index.
         snapshot: the generation that it starts from.
+        check: called now and then while `commit` works; what it raises ends that, and nothing is committed.
+        progress: told of documents that are written, and of how many will be; not of those that stay where they are.
     """
 
-    def __init__(self, writer: Writer, snapshot: IndexSnapshot) -> None:
+    def __init__(
+        self, writer: Writer, snapshot: IndexSnapshot, check: Callable[[], None], progress: Progress | None = None
+    ) -> None:
         self.snapshot = snapshot
-        self._writer = writer
+        self._writer, self._check, self._progress = writer, check, progress
         self._settings: IndexSettings = snapshot.settings
-        self._made: Codebook | None = None
+        self._left = [Left(segment) for segment in snapshot.segments]
+        self._incoming: Incoming | None = None
         self._shared = dict(snapshot.opened.manifest.shared)
-        self._incoming: Segment | None = None
-        self._parts: list[Kept] = []
-        self._live = [segment.live for segment in snapshot.segments]
-        self._updates: dict[int, dict[int, Metadata]] = {}
-        self._compacting = False
+        self._made: Codebook | None = None
+        self._compacting = self._retraining = False
+        self._done = self._total = 0
 
     def add(self, documents: Sequence[Document], embeddings: TokenEmbeddings[Tensor], taken: NDArray[np.bool_]) -> None:
         """Take those documents that are marked; once for a commit."""
-        rows = np.flatnonzero(taken)
-        kept = [documents[row] for row in map(int, rows)]
+        assert self._incoming is None, "one addition makes one segment"
         self._settings = self._settings.of_width(embeddings.dimension)
-        lengths = embeddings.lengths[rows]
-        tokens = embeddings.tokens if taken.all() else _of_items(embeddings, rows)
-        kind: Kind = "int8" if self._settings.options.codec == "int8" else "vectors"
-        arrays = built(kept, lengths, _encoded(kind, [tokens], None), self._settings.analyser)
-        record = SegmentRecord(0, len(kept), len(tokens), kind, ())
-        self._incoming = Segment(record, InMemory(arrays), {}, lambda: None)
+        self._incoming = Incoming(documents, embeddings, np.flatnonzero(taken), self._settings.analyser)
 
     def remove(self, places: Iterable[Place]) -> None:
         """Forget documents."""
@@ -87,33 +67,60 @@ class Changes:
         for place in places:
             gone.setdefault(place.segment, []).append(place.row)
         for number, rows in gone.items():
-            mask = self._live[number].copy()
-            mask[rows] = False
-            self._live[number] = mask
+            self._left[number].remove(rows)
+
+    def remove_where(self, masks: Sequence[NDArray[np.bool_]]) -> None:
+        """Forget the documents that are marked, bool (N,) for each segment."""
+        for left, mask in zip(self._left, masks, strict=True):
+            if mask.any():
+                left.remove(np.flatnonzero(mask))
 
     def update(self, metadata: Mapping[Place, Metadata]) -> None:
         """Give documents other metadata."""
         for place, new in metadata.items():
-            self._updates.setdefault(place.segment, {})[place.row] = new
+            self._left[place.segment].updates[place.row] = new
 
-    def compact(self) -> None:
-        """Have all segments rewritten for which it makes a difference."""
-        self._compacting = True
+    def compact(self, *, retrain: bool = False) -> None:
+        """Have all segments rewritten for which it makes a difference; with a codebook trained anew if asked for.
+
+        Raises:
+            InvalidOption: a codec without a codebook cannot retrain one.
+        """
+        if retrain and self._settings.bits is None:
+            codec = self._settings.options.codec
+            raise InvalidOption(f"retrain with codec = {codec!r}", "a residual codec", "This one has no codebook.")
+        self._compacting, self._retraining = True, retrain
 
     def commit(self) -> None:
         """Make it the next generation; nothing where nothing has changed."""
-        before = self.snapshot.segments
-        parts = [Kept(segment, np.flatnonzero(live)) for segment, live in zip(before, self._live, strict=True)]
-        if self._incoming is not None:
-            parts.append(Kept(self._incoming, self._incoming.rows))
-        self._parts = [part for part in parts if len(part.rows)]
-        records = [self._record(self._parts[group]) for group in self._groups()]
-        if records != [segment.record for segment in before]:
+        parts = self._parts()
+        groups = [parts[group] for group in self._groups(parts)]
+        rewritten = self._rewritten(groups)
+        self._total = sum(part.documents for number in rewritten for part in groups[number])
+        records = [
+            self._written(group) if number in rewritten else self._with_deltas(group[0])
+            for number, group in enumerate(groups)
+        ]
+        if records != [segment.record for segment in self.snapshot.segments]:
+            self._step(0)
             self._writer.commit(segments=records, shared=self._shared, settings=self._settings.to_json())
 
-    def _groups(self) -> Iterator[slice]:
+    def _step(self, documents: int) -> None:
+        self._check()
+        self._done += documents
+        if self._progress is not None and documents:
+            self._progress(self._done, self._total)
+
+    def _parts(self) -> list[Part]:
+        """All that the next generation holds."""
+        parts: list[Part] = [left for left in self._left if left.documents]
+        if self._incoming is not None:
+            parts.append(self._incoming)
+        return parts
+
+    def _groups(self, parts: Sequence[Part]) -> Iterator[slice]:
         """Neighbours that become one segment."""
-        sizes = [Size(len(part.rows), int(part.lengths.sum())) for part in self._parts]
+        sizes = [Size(part.documents, part.tokens) for part in parts]
         if self._compacting:
             yield from folding.groups(sizes)
             return
@@ -124,113 +131,104 @@ class Changes:
         if last:
             yield slice(len(sizes) - last, len(sizes))
 
-    def _record(self, parts: Sequence[Kept]) -> SegmentRecord:
-        """One segment of the new generation: written anew, or as it was, with what changed beside it."""
-        tokens = sum(int(part.lengths.sum()) for part in parts)
-        kind = folding.kind_of(self._settings, tokens)
-        if len(parts) == 1 and parts[0].segment is not self._incoming:
-            segment = parts[0].segment
-            whole = len(parts[0].rows) == segment.record.documents and segment.updates is None
-            if not self._compacting or (whole and segment.kind == kind):
-                return self._with_deltas(parts[0])
-        codebook = None
-        if kind == "residual":
-            codebook = self._codebook([part for part in parts if part.segment.kind != kind])
-        payload = _joined([_stored_as(kind, part, codebook) for part in parts])
-        if codebook is not None:
-            payload |= _listed(payload, np.concatenate([part.lengths for part in parts]), len(codebook))
-        number = self._writer.number()
-        file = write(self._writer.new_file("segment", number), merged(parts), payload)
-        return SegmentRecord(number, sum(len(part.rows) for part in parts), tokens, kind, (file,))
+    def _kind(self, parts: Sequence[Part]) -> Kind:
+        coded = any(part.segment.record.kind == "residual" for part in parts)
+        return folding.kind_of(self._settings, sum(part.tokens for part in parts), coded=coded)
 
-    def _with_deltas(self, part: Kept) -> SegmentRecord:
+    def _rewritten(self, groups: Sequence[Sequence[Part]]) -> set[int]:
+        """The numbers of those groups that are written anew.
+
+        Of segments that stay by themselves and are worn so many as one folding may take; the next commits see to the
+        others.
+        """
+        needed = [number for number, group in enumerate(groups) if self._changes(group)]
+        tokens = sum(part.tokens for number in needed for part in groups[number])
+        for number, group in enumerate(groups):
+            if number not in needed and not self._compacting and isinstance(group[0], Left) and group[0].worn:
+                if tokens and tokens + group[0].tokens > folding.MOST_TOKENS:
+                    continue
+                tokens += group[0].tokens
+                needed.append(number)
+        return set(needed)
+
+    def _changes(self, group: Sequence[Part]) -> bool:
+        """Whether a group is no segment that can stay as it is stored, with removals and updates beside it."""
+        first, kind = group[0], self._kind(group)
+        if len(group) > 1 or not isinstance(first, Left):
+            return True
+        retrained = self._retraining and kind == "residual"
+        return self._compacting and (retrained or not first.whole or first.segment.kind != kind)
+
+    def _written(self, parts: Sequence[Part]) -> SegmentRecord:
+        """Parts as one new segment."""
+        kind = self._kind(parts)
+        codebook = self._codebook(parts) if kind == "residual" else None
+        number = self._writer.number()
+        file = self._writer.new_file("segment", number)
+        store(file, self._columns(parts))
+        forms = [(file, Form(kind, codebook, anew=self._retraining and codebook is not None))]
+        keep = self._settings.options.keep
+        if codebook is not None and keep != "nothing":
+            kept = Form("int8" if keep == "int8" else "vectors", kept=True)
+            forms.append((self._writer.new_file(KEPT, number), kept))
+        lengths = np.concatenate([part.lengths for part in parts])
+        own, *_ = store_tokens(forms, parts, self._step)
+        for each, _ in forms:
+            each.add("tokens.offsets", offsets_of(lengths))
+        if codebook is not None:
+            store(file, of_arrays(_listed(own["residual.codes"], lengths, len(codebook))))
+        return SegmentRecord(number, len(lengths), int(lengths.sum()), kind, [each.close() for each, _ in forms])
+
+    def _columns(self, parts: Sequence[Part]) -> Iterator[Column]:
+        """Of an addition by itself those that it has; else they are merged."""
+        if self._incoming is not None and len(parts) == 1 and parts[0] is self._incoming:
+            return of_arrays(self._incoming.arrays)
+        return merged(parts)
+
+    def _with_deltas(self, left: Part) -> SegmentRecord:
         """A segment as it is stored, with what is different now."""
-        segment, deltas = part.segment, dict(part.segment.record.deltas)
-        if len(part.rows) < len(segment):
-            gone = np.ones(segment.record.documents, np.bool_)
-            gone[part.rows] = False
-            deltas[REMOVED] = self._delta(REMOVED, tombstones.build(gone))
-        changes = self._updates.get(self.snapshot.segments.index(segment))
-        if changes:
-            deltas[UPDATED] = self._delta(UPDATED, updates.build(changes, segment.updates))
-        return evolve(segment.record, deltas=deltas)
+        assert isinstance(left, Left), "an addition is written"
+        segment = left.segment
+        deltas: dict[str, FileRecord] = {}
+        if left.removing:
+            deltas[REMOVED] = self._delta(REMOVED, tombstones.build(left.gone))
+        if left.updates:
+            deltas[UPDATED] = self._delta(UPDATED, updates.build(left.updates, segment.updates))
+        return evolve(segment.record, deltas={**segment.record.deltas, **deltas}) if deltas else segment.record
 
     def _delta(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
-        return write(self._writer.new_file(kind), (), arrays)
+        return _filled(self._writer.new_file(kind), arrays)
 
-    def _codebook(self, unlike: Sequence[Kept]) -> Codebook:
-        """That of the index; trained on all its documents where it has none yet.
+    def _codebook(self, parts: Sequence[Part]) -> Codebook:
+        """What these parts are to be stored with. See `codebook_for`."""
+        from lateinteraction.adapters.index.codebook import codebook_for
 
-        Args:
-            unlike: documents that are to be stored with it. Where too many of their tokens are far from every
-                centroid, it gets some for them; codes that are stored keep their meaning.
-        """
-        from lateinteraction.adapters.index.codebook import centroid_count, sample_size, train
-
-        before = self._made or self.snapshot.codebook
-        if before is None:
-            assert self._settings.bits is not None
-            centroids = centroid_count(sum(int(part.lengths.sum()) for part in self._parts))
-            self._made = train(_sampled(self._parts, sample_size(centroids)), centroids, self._settings.bits)
-        elif unlike:
-            sample = _sampled(unlike, DRIFT_SAMPLE)
-            drifted = before.drift(sample, before.assign(sample)) > DRIFT
-            self._made = before.grown(_sampled(unlike, SAMPLE)) if drifted else before
-        else:
-            self._made = before
+        if self._made is not None and self._retraining:
+            return self._made
+        assert self._settings.bits is not None
+        before = self._made or (None if self._retraining else self.snapshot.codebook)
+        every, unlike = self._parts(), [part for part in parts if part.segment.record.kind != "residual"]
+        self._made = codebook_for(
+            sum(part.tokens for part in every),
+            self._settings.bits,
+            before,
+            lambda count: sampled(every, count, self._step),
+            (lambda count: sampled(unlike, count, self._step)) if unlike else None,
+        )
         if self._made is not before:
-            self._shared["codebook"] = write(self._writer.new_file("codebook"), (), self._made.arrays())
+            self._shared["codebook"] = _filled(self._writer.new_file("codebook"), self._made.arrays())
         return self._made
 
 
-def _stored_as(kind: Kind, part: Kept, codebook: Codebook | None) -> dict[str, NDArray[Any]]:
-    """The payload of a part: as it is stored where that is of this kind, else encoded some at a time."""
-    if part.segment.kind == kind:
-        return {name: part.tokens(name) for name in PAYLOADS[kind]}
-    blocks = (part.rows[block] for block in blocks_of(part.lengths, TOKENS_AT_A_TIME))
-    return _encoded(kind, (part.segment.payload.decode(rows).tokens for rows in blocks), codebook)
+def _filled(file: FileWriter, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
+    for name, array in arrays.items():
+        file.add(name, array)
+    return file.close()
 
 
-def _encoded(kind: Kind, blocks: Iterable[Tensor], codebook: Codebook | None) -> dict[str, NDArray[Any]]:
-    """A payload of all blocks, at least one."""
-    from lateinteraction.adapters.index.payloads import encode_int8, encode_residual, encode_vectors
-
-    if codebook is not None:
-        return _joined([encode_residual(block, codebook) for block in blocks])
-    return _joined([(encode_int8 if kind == "int8" else encode_vectors)(block) for block in blocks])
-
-
-def _joined(payloads: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    if len(payloads) == 1:
-        return payloads[0]
-    return {name: np.concatenate([each[name] for each in payloads]) for name in payloads[0]}
-
-
-def _listed(payload: Mapping[str, NDArray[Any]], lengths: Offsets, centroids: int) -> dict[str, NDArray[Any]]:
-    """Inverted lists of a residual payload, where it is so large that reading all codes would take longer."""
+def _listed(codes: NDArray[np.int32], lengths: Offsets, centroids: int) -> dict[str, NDArray[Any]]:
+    """Inverted lists of residuals, where these are so many that reading all codes would take longer."""
     from lateinteraction.adapters.index.codebook import tier_of
     from lateinteraction.adapters.index.lists import build_lists
 
-    codes = payload["residual.codes"]
     return build_lists(codes, lengths, centroids) if tier_of(len(codes)) == "listed" else {}
-
-
-def _sampled(parts: Sequence[Kept], tokens: int) -> Tensor:
-    """About so many unit vectors, float32: all tokens of some documents, drawn from a seed."""
-    import torch
-
-    generator = np.random.default_rng(0)
-    share = min(1.0, tokens / max(1, sum(int(part.lengths.sum()) for part in parts)))
-    chosen = [part.rows[generator.random(len(part.rows)) < share] for part in parts]
-    found = [part.segment.payload.decode(rows).tokens for part, rows in zip(parts, chosen, strict=True) if len(rows)]
-    if not sum(map(len, found)):  # few and long documents, none of which was drawn
-        found = [part.segment.payload.decode(part.rows).tokens for part in parts]
-    return torch.nn.functional.normalize(torch.cat(found), dim=1)
-
-
-def _of_items(embeddings: TokenEmbeddings[Tensor], rows: Rows) -> Tensor:
-    """The tokens of some items, one after another."""
-    from lateinteraction.adapters.neural.transfer import to_device
-
-    starts, lengths = embeddings.offsets[:-1][rows], embeddings.lengths[rows]
-    return embeddings.tokens[to_device(ranges(starts, lengths), embeddings.tokens.device)]

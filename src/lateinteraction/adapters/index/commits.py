@@ -21,7 +21,7 @@ COMMITS = "commits"
 RECORD = 64
 _MAGIC = 0x4D4D4F43  # "COMM"
 _LAYOUT = Struct("<IIQ16sI24xI")
-_WINDOW = 64
+_WINDOW = 8
 """Records that are read from the end at first; more where all of them are aborts."""
 
 

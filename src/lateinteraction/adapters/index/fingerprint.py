@@ -40,7 +40,11 @@ def fingerprint_of(encoder: Encoder[Tensor]) -> Mapping[str, str]:
 
 def check_fingerprint(known: Mapping[str, str], encoder: Encoder[Tensor]) -> None:
     """Raise `IndexMismatch` where an encoder embeds the sentence otherwise than the index remembers."""
-    found = fingerprint_of(encoder)
+    check_same(known, fingerprint_of(encoder))
+
+
+def check_same(known: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise `IndexMismatch` where two fingerprints are those of encoders that embed the sentence differently."""
     for role, before in known.items():
         if not _alike(before, found.get(role, "")):
             raise IndexMismatch(

@@ -59,11 +59,18 @@ def groups(sizes: Sequence[Size]) -> Iterator[slice]:
         yield slice(first, len(sizes))
 
 
-def kind_of(settings: IndexSettings, tokens: int) -> Kind:
-    """How the embeddings of a segment with so many tokens are stored."""
+def kind_of(settings: IndexSettings, tokens: int, *, coded: bool = False) -> Kind:
+    """How the embeddings of a segment are stored.
+
+    Args:
+        settings: of the index.
+        tokens: of the segment.
+        coded: whether some are residuals already; nothing is gained by writing them as vectors, and each time that
+            they became residuals again they would be others.
+    """
     if settings.options.codec == "int8":
         return "int8"
-    return "residual" if settings.bits is not None and tokens >= COMPRESS_AT else "vectors"
+    return "residual" if settings.bits is not None and (coded or tokens >= COMPRESS_AT) else "vectors"
 
 
 def _tail(sizes: Sequence[Size], incoming: Size) -> int:

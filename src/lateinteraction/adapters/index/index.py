@@ -24,13 +24,13 @@ from lateinteraction.adapters.index.generations import Generations
 from lateinteraction.adapters.index.inspection import RepairReport, VerifyReport
 from lateinteraction.adapters.index.reading import OpenGeneration
 from lateinteraction.adapters.index.settings import IndexSettings
-from lateinteraction.adapters.index.snapshot import IndexSnapshot, Place
+from lateinteraction.adapters.index.snapshot import IndexSnapshot
 from lateinteraction.adapters.index.storage import Storage
 from lateinteraction.adapters.index.writing import Writer
 from lateinteraction.domain.embeddings import TokenEmbeddings
-from lateinteraction.domain.errors import CorruptIndex, IndexLocked, StorageFailed
+from lateinteraction.domain.errors import CorruptIndex, IndexLocked, InvalidOption, StorageFailed
 from lateinteraction.domain.filters import Filter, check_filter
-from lateinteraction.domain.ports import AddReport, OnDuplicate
+from lateinteraction.domain.ports import AddReport, OnDuplicate, Progress
 from lateinteraction.domain.ranking import Ranking
 from lateinteraction.domain.text import Document, DocumentId, Metadata, check_distinct, check_ids, check_new
 
@@ -53,7 +53,7 @@ class StoredIndex:
     """An `Index`, `EmbeddingStore` and `DocumentStore` in a folder. Safe to use from several threads.
 
     The first call that writes takes the writer's lock, and `close` gives it back. What other processes commit is seen
-    after `refresh`, or when a call writes.
+    after `refresh`, or when a call writes. Threads write one after another; nobody who reads waits for them.
 
     Args:
         storage: a folder with an index; see `create`.
@@ -69,8 +69,8 @@ class StoredIndex:
         self._snapshot = IndexSnapshot(self._generations.read())
         self._writer: Writer | None = None
         self._behind = False  # something is committed that could not be opened yet
-        self._one_at_a_time = threading.Lock()
-        self._process = os.getpid()
+        self._closed = False
+        self._locks = _Locks()
 
     @classmethod
     def create(cls, storage: Storage, settings: IndexSettings | None = None) -> StoredIndex:
@@ -102,12 +102,17 @@ class StoredIndex:
         return self.snapshot().settings
 
     def close(self) -> None:
-        """Give back the lock and the lease. Once or more often; snapshots that others hold stay readable."""
-        with self._alone():
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+        """Give back the lock and the lease. Once or more often.
+
+        What was read stays readable, here and in snapshots that others hold. What another thread is writing ends with
+        an error at its next step and changes nothing, unless it is being committed; this waits for it.
+        """
+        self._closed = True
+        locks = self._own_locks()
+        with locks.swapping:
             self._snapshot.opened.close()
+        with locks.writing:
+            self._drop_writer()
 
     def snapshot(self) -> IndexSnapshot:
         """The index as it is now: what is written later does not reach it. Costs nothing.
@@ -118,9 +123,13 @@ class StoredIndex:
         return self.refresh() if self._behind else self._snapshot
 
     def refresh(self) -> IndexSnapshot:
-        """See what other processes have committed. Costs a look at the log where that is nothing."""
-        with self._alone():
-            return self._refreshed()
+        """See what other processes have committed. Costs a look at the log where that is nothing.
+
+        Raises:
+            InvalidOption: the index is closed.
+        """
+        self._check_open()
+        return self._refreshed()
 
     def held(self, ids: Sequence[DocumentId]) -> frozenset[DocumentId]:
         """Those of these ids that it has."""
@@ -190,17 +199,15 @@ class StoredIndex:
             before = changes.snapshot
             if isinstance(which, Sequence):
                 check_distinct(which)
-                places = before.all_places(which)
+                changes.remove(before.all_places(which))
+                count = len(which)
             else:
                 check_filter(which)
-                places = [
-                    Place(number, int(row))
-                    for number, mask in enumerate(before.eligible(which, None))
-                    for row in np.flatnonzero(mask)
-                ]
-            changes.remove(places)
+                masks = before.eligible(which, None)
+                changes.remove_where(masks)
+                count = sum(int(np.count_nonzero(mask)) for mask in masks)
             changes.commit()
-        return len(places)
+        return count
 
     def update(self, metadata: Mapping[DocumentId, Metadata]) -> int:
         """Give documents new metadata in place of all they had; nothing is encoded. How many documents.
@@ -216,21 +223,33 @@ class StoredIndex:
             changes.commit()
         return len(places)
 
-    def compact(self) -> None:
-        """Rewrite what is worth it: segments become as few as can be, and the room of removed documents is free."""
-        with self._writing() as changes:
-            changes.compact()
+    def compact(self, *, retrain: bool = False, progress: Progress | None = None) -> None:
+        """Rewrite what is worth it: segments become as few as can be, and the room of removed documents is free.
+
+        Args:
+            retrain: make a codebook for all that is there now, and encode everything with it. What it is made of are
+                the vectors that were kept; without them (see `IndexOptions.keep`) it is what the old codebook left of
+                them, whose error then comes on top of the new one's: worth it where documents are no longer like those
+                the codebook was made for, and not otherwise.
+            progress: told of documents that are rewritten, and of how many will be.
+
+        Raises:
+            InvalidOption: a codec without a codebook cannot retrain one.
+        """
+        with self._writing(progress) as changes:
+            changes.compact(retrain=retrain)
             changes.commit()
         del changes  # which holds the generation before, and its lease
-        with self._alone():
+        with self._own_locks().writing:
             self._collect(1)
 
     def copy_to(self, folder: Path) -> None:
         """Make a new folder that holds the present generation: links to its files where the system can, else copies.
 
         Raises:
-            InvalidOption: the folder holds something.
+            InvalidOption: the folder holds something, or the index is closed.
         """
+        self._check_open()
         self._generations.snapshot(self.snapshot().opened, folder)
 
     def verify(self) -> VerifyReport:
@@ -241,23 +260,38 @@ class StoredIndex:
         """Say what making a damaged index whole again would lose; do it where that is accepted."""
         return self._generations.repair(accept_loss=accept_loss)
 
-    def _alone(self) -> threading.Lock:
-        """The lock of whoever changes this object. A forked child has its own, and no writer: its parent has those."""
-        if self._process != os.getpid():
-            self._one_at_a_time, self._writer, self._process = threading.Lock(), None, os.getpid()
-        return self._one_at_a_time
+    def _own_locks(self) -> _Locks:
+        """Of this process. A forked child has its own, and no writer: its parent has those."""
+        if self._locks.process != os.getpid():
+            self._locks, self._writer = _Locks(), None
+        return self._locks
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidOption("an index that is closed", "an open one", "Open the folder anew.")
+
+    def _drop_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[Changes]:
-        with self._alone():
-            if self._writer is None:
-                self._writer = self._generations.writer()
-            before = self._refreshed()
-            changes = Changes(self._writer, before)
+    def _writing(self, progress: Progress | None = None) -> Iterator[Changes]:
+        with self._own_locks().writing:
+            self._check_open()
+            writer = self._writer = self._writer or self._generations.writer()
             try:
+                before = self._refreshed()
+                writer.check_base(before.generation)
+                changes = Changes(writer, before, self._check_open, progress)
                 yield changes
             finally:
-                self._writer.abandon()
+                writer.abandon()
+                if writer.refuses:  # the next call takes the lock anew, and finds out what there is
+                    self._drop_writer()
+            if self._closed:
+                self._drop_writer()
+                return
             try:
                 self._refreshed()
             except (StorageFailed, CorruptIndex) as error:  # what was committed stays committed
@@ -274,12 +308,24 @@ class StoredIndex:
             _log.warning("files that nobody needs are still there: %s", error)
 
     def _refreshed(self) -> IndexSnapshot:
-        before = self._snapshot
-        opened = self._generations.refresh(before.opened)
-        if opened is not before.opened:
-            self._snapshot = IndexSnapshot(opened, before)
-        self._behind = False
-        return self._snapshot
+        with self._own_locks().swapping:
+            before = self._snapshot
+            opened = self._generations.refresh(before.opened)
+            if opened is not before.opened:
+                self._snapshot = IndexSnapshot(opened, before)
+                if self._closed:  # since it was looked at
+                    opened.close()
+            self._behind = False
+            return self._snapshot
+
+
+@final
+class _Locks:
+    """Of the threads of a process: who writes, and who exchanges what is read."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.writing, self.swapping = threading.Lock(), threading.Lock()
 
 
 def logical_digest(opened: OpenGeneration) -> str:

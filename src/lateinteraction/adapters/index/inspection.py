@@ -109,8 +109,9 @@ def verify(storage: Storage, patience: float, content: Callable[[OpenGeneration]
 def repair(storage: Storage, patience: float, *, accept_loss: bool) -> RepairReport:
     """Say what a damaged index would lose if it was made whole again, and do so where that is accepted.
 
-    The newest generation whose files are all sound is taken. Where none is, the newest that can be read is taken
-    without the segments that are damaged. What is taken becomes a new generation, whose note says what was lost;
+    The newest generation whose files are all sound is taken, without files that its segments can do without: all but
+    the first of each. Where there is none, the newest that can be read is taken without the segments that are damaged.
+    What is taken becomes a new generation, whose note says what was lost;
     no file is changed.
 
     Raises:
@@ -217,8 +218,9 @@ def _rescue(storage: Storage) -> _Rescue:
     end = evolve(end, number=max([end.number, *generations]), loose=False)
     last = max([*digests, *generations], default=0)
     sound = _Soundness(storage)
-    whole = next((each for each in manifests.values() if all(map(sound, each.records()))), None)
-    taken = whole if whole is not None else _without_damaged(next(iter(manifests.values()), None), sound)
+    spared = {generation: _spared(manifest, sound) for generation, manifest in manifests.items()}
+    whole = next((each for each in spared.values() if all(map(sound, each.records()))), None)
+    taken = whole if whole is not None else _without_damaged(next(iter(spared.values()), None), sound)
     if taken is None:
         return _Rescue(last, None, None, ("everything",), end)
     return _Rescue(last, taken.generation, taken, tuple(_lost(taken, manifests.get(last), last)), end)
@@ -238,6 +240,14 @@ class _Soundness:
         return self._answers[record]
 
 
+def _spared(manifest: Manifest, sound: _Soundness) -> Manifest:
+    """Without damaged files of segments that these can do without: all but their first."""
+    segments = [
+        evolve(segment, files=[*segment.files[:1], *filter(sound, segment.files[1:])]) for segment in manifest.segments
+    ]
+    return evolve(manifest, segments=segments)
+
+
 def _without_damaged(manifest: Manifest | None, sound: _Soundness) -> Manifest | None:
     if manifest is None or not all(map(sound, manifest.shared.values())):
         return None
@@ -254,8 +264,12 @@ def _lost(taken: Manifest, last: Manifest | None, newest: int) -> Iterator[str]:
     for segment in last.segments:
         if segment.number not in staying:
             yield f"segment {segment.number} of {segment.documents} documents"
-        elif segment != staying[segment.number]:
+            continue
+        if segment.deltas != staying[segment.number].deltas:
             yield f"removals and updates in segment {segment.number} after generation {taken.generation}"
+        gone = [record.name for record in segment.files if record not in staying[segment.number].files]
+        if gone:
+            yield f"what is kept beside segment {segment.number} of {segment.documents} documents: {', '.join(gone)}"
     if back := staying.keys() - {segment.number for segment in last.segments}:
         yield f"the merging or removal of segments {', '.join(map(str, sorted(back)))}, which are back"
     if (taken.settings, taken.shared) != (last.settings, last.shared):

@@ -67,13 +67,20 @@ def leased(storage: Storage, generation: int) -> Iterator[None]:
 
 
 def held(storage: Storage, names: Iterable[str]) -> set[int]:
-    """The generations that live readers hold, among these names of files; leases of the dead are removed."""
+    """The generations that live readers hold, among these names of files; leases of the dead are removed.
+
+    A lease that the system does not let us look at, such as another user's, counts as held.
+    """
     generations: set[int] = set()
     for name in names:
         found = _NAME.fullmatch(name)
         if found is None:
             continue
-        lock = storage.lock(name, b"")
+        try:
+            lock = storage.lock(name, b"")
+        except StorageFailed as error:
+            _log.debug("%s counts as held: %s", name, error)
+            lock = None
         if lock is None:
             generations.add(int(found[1]))
         else:

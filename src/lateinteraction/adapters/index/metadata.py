@@ -166,6 +166,11 @@ class ValueColumn:
         """What the value of this code is sorted by."""
         return order_of(self._value(self.values.one(code)))
 
+    def sorted_by(self, code: int) -> Order:
+        """What a value is sorted by in its dictionary: its order, then its JSON, as 1 and 1.0 are of one order."""
+        text = self.values.one(code)
+        return (*order_of(self._value(text)), text)
+
     def entries(self, codes: Codes) -> Iterator[Entry]:
         """Order, JSON and code of each of these codes."""
         for first in range(0, len(codes), _VALUES_AT_A_TIME):

@@ -24,16 +24,17 @@ from torch import Tensor
 from lateinteraction import kernels
 from lateinteraction.adapters.index.arrays import Arrays, InMemory
 from lateinteraction.adapters.index.codebook import Codebook
+from lateinteraction.adapters.index.columns import ranges
+from lateinteraction.adapters.index.hits import Rows as Rows
+from lateinteraction.adapters.index.hits import Scores as Scores
 from lateinteraction.adapters.index.once import once
-from lateinteraction.adapters.neural.transfer import all_finite, to_device, to_host
+from lateinteraction.adapters.index.queries import PreparedQuery as PreparedQuery
+from lateinteraction.adapters.index.queries import check_finite
+from lateinteraction.adapters.neural.transfer import to_device, to_host
 from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import CorruptIndex, IndexMismatch, InvalidEmbeddings
 from lateinteraction.domain.quantisation import quantise_to_int8
 from lateinteraction.kernels.operands import CentroidTable, Compressed, Tokens
-
-Rows = NDArray[np.int64]
-"""Documents of a segment, counted from 0."""
-Scores = NDArray[np.float32]
 
 OFFSETS = "tokens.offsets"
 VECTORS = "vectors.values"
@@ -43,9 +44,11 @@ CODES, RESIDUALS, SCALES = "residual.codes", "residual.buckets", "residual.scale
 DECODED_AT_ONCE = 256
 """Documents of `int8` whose bytes are widened at a time, to be scored by a query that is not rounded."""
 
-NEAR_CELLS = 4
-"""Cells in which a query token looks for centroids, besides those of the other tokens. Share of its true 20 nearest,
-with 12,000 centroids: 2 .967, 4 .987, 8 .995, 16 .999; what is found in 100,000 documents is the same with 2, 4, 8."""
+SPARSE = 16
+"""Centroids for each token, from which it is quicker to sort the few codes than to mark them among all centroids."""
+
+SAMPLED = 2**14
+"""Tokens that stand for all of a segment where the least of many similarities is estimated: 8 MB at 128 dimensions."""
 
 FEW = 0.7
 """Tokens for each centroid, below which a query is compared with the centroids of these tokens alone. With 60,000
@@ -53,58 +56,6 @@ centroids, a filtered search of so many tokens by all centroids and by theirs: 0
 1.0 7.7 and 7.9, 3.0 9.5 and 14."""
 
 _VERIFY = "Run `verify`: a file of the index is damaged, or is not the one that its manifest means."
-
-
-@final
-class PreparedQuery:
-    """One query, and what payloads make of its tokens: each once, however many segments there are.
-
-    Args:
-        values: (S, D).
-
-    Raises:
-        InvalidEmbeddings: NaN or infinity.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        own = values.detach().type(torch.float32).contiguous()
-        _check_finite(own)
-        self.tokens = Tokens(own, torch.tensor([[0, len(own)]], device="cpu"), len(own))
-        self._tables: dict[Codebook, Tensor] = {}
-        self._nearest: dict[tuple[Codebook, int], tuple[NDArray[np.int64], Scores]] = {}
-        self._tables_of_bytes: dict[Codebook, CentroidTable] = {}
-
-    def __len__(self) -> int:
-        return self.tokens.longest
-
-    def table(self, codebook: Codebook) -> Tensor:
-        """How similar each token is to each centroid, (K, S)."""
-        if codebook not in self._tables:
-            self._tables[codebook] = kernels.centroid_scores(self.tokens.values, codebook.centroids)
-        return self._tables[codebook]
-
-    def has_table(self, codebook: Codebook) -> bool:
-        """Whether `table` was called before, and costs nothing."""
-        return codebook in self._tables
-
-    def nearest(self, codebook: Codebook, nprobe: int) -> tuple[NDArray[np.int64], Scores]:
-        """The most similar centroids (S, nprobe) of each token, and their similarities."""
-        if (codebook, nprobe) not in self._nearest:
-            found, similarities = codebook.nearest(self.tokens.values, nprobe, NEAR_CELLS)
-            self._nearest[codebook, nprobe] = to_host(found), to_host(similarities)
-        return self._nearest[codebook, nprobe]
-
-    def table_of_bytes(self, codebook: Codebook) -> CentroidTable:
-        """The same in eight bits."""
-        if codebook not in self._tables_of_bytes:
-            self._tables_of_bytes[codebook] = kernels.quantise_table(self.table(codebook))
-        return self._tables_of_bytes[codebook]
-
-    @once
-    def in_eight_bits(self) -> Tokens:
-        """The tokens rounded as `int8` rounds those of documents."""
-        made = quantise_to_int8(TokenEmbeddings(to_host(self.tokens.values), offsets_of([len(self)])))
-        return self.tokens._replace(values=tensor_of(made.codes.tokens), scales=tensor_of(made.scales))
 
 
 class Payload(Protocol):
@@ -137,6 +88,14 @@ class Payload(Protocol):
         """MaxSim (n,) of the query with these documents as they are stored, in this order; without rows, with all."""
         ...
 
+    def maxima(self, query: PreparedQuery, rows: Rows) -> Scores:
+        """The addends (S, n) of these scores: how similar the most similar token of each document is."""
+        ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that is stored, verified; what it was read from."""
+        ...
+
     def decode(self, rows: Rows | None = None) -> TokenEmbeddings[Tensor]:
         """The tokens of these documents as they are stored, float32, in this order; without rows, of all."""
         ...
@@ -154,7 +113,7 @@ def encode_vectors(tokens: Tensor) -> dict[str, NDArray[Any]]:
         InvalidEmbeddings: NaN, infinity, or a value beyond 65,504, which float16 cannot hold.
     """
     halves = tokens.detach().type(torch.float16)
-    _check_finite(halves)
+    check_finite(halves)
     return {VECTORS: to_host(halves)}
 
 
@@ -180,13 +139,13 @@ def encode_residual(tokens: Tensor, codebook: Codebook) -> dict[str, NDArray[Any
             f"tokens of {tokens.shape[1]} dimensions", f"{codebook.dimension}, as the codebook", "Use one encoder."
         )
     wide = tokens.detach().type(torch.float32)
-    _check_finite(wide)
+    check_finite(wide)
     lengths = torch.linalg.vector_norm(wide, dim=1)
     units = wide / torch.where(lengths > 0, lengths, 1)[:, None]
     codes = codebook.assign(units)
     buckets, inverse_norms = kernels.residual_encode(units, codes, codebook.codec)
     scales = (lengths * inverse_norms).type(torch.float16)
-    _check_finite(scales)
+    check_finite(scales)
     return {CODES: to_host(codes), RESIDUALS: to_host(buckets), SCALES: to_host(scales)}
 
 
@@ -218,6 +177,16 @@ class _Stored:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that is stored, verified."""
+        self._used(None, *self._rows)
+        return {**offsets_array(self.lengths), **{name: to_host(rows) for name, rows in self._rows.items()}}
+
+    def taken(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """A copy of what is stored of these documents, verified."""
+        places, offsets = self._places(rows, *self._rows)
+        return {OFFSETS: offsets, **{name: to_host(each.index_select(0, places)) for name, each in self._rows.items()}}
 
     def _used(self, rows: Rows | None, *names: str) -> Tensor:
         """The spans int64 (n, 2) of these documents, whose tokens are verified in these arrays."""
@@ -259,29 +228,20 @@ class Vectors(_Stored):
 
     def score(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
         """See `Payload.score`."""
+        return self._scores(query.tokens, rows)[0]
+
+    def maxima(self, query: PreparedQuery, rows: Rows) -> Scores:
+        """See `Payload.maxima`."""
+        return self._scores(query.apart, rows)
+
+    def _scores(self, queries: Tokens, rows: Rows | None) -> Scores:
         documents = Tokens(self._rows[VECTORS], self._used(rows, VECTORS), self._longest)
-        return to_host(kernels.maxsim_all_pairs(query.tokens, documents)[0])
+        return to_host(kernels.maxsim_all_pairs(queries, documents))
 
     def decode(self, rows: Rows | None = None) -> TokenEmbeddings[Tensor]:
         """See `Payload.decode`."""
         places, offsets = self._places(rows, VECTORS)
         return TokenEmbeddings(self._rows[VECTORS].index_select(0, places).type(torch.float32), offsets)
-
-    def values(self) -> NDArray[np.float16]:
-        """All tokens (T, D), as they are stored."""
-        self._used(None, VECTORS)
-        return to_host(self._rows[VECTORS])
-
-
-def joined(payloads: Sequence[Vectors]) -> Vectors:
-    """One payload of the documents of many, one behind the other, in memory of its own.
-
-    A segment costs a search 0.15 ms, however small it is: fifty of one document each take as long as a thousand
-    documents.
-    """
-    lengths = np.concatenate([payload.lengths for payload in payloads])
-    values = np.concatenate([payload.values() for payload in payloads])
-    return Vectors(InMemory({**offsets_array(lengths), VECTORS: values}))
 
 
 @final
@@ -305,20 +265,33 @@ class Int8(_Stored):
 
     def score(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
         """See `Payload.score`."""
-        chosen = np.arange(len(self)) if rows is None else rows
-        parts = [np.empty(0, np.float32)]
-        for part in np.split(chosen, np.arange(DECODED_AT_ONCE, len(chosen), DECODED_AT_ONCE)):
+        return self._scores(query.tokens, np.arange(len(self)) if rows is None else rows)[0]
+
+    def maxima(self, query: PreparedQuery, rows: Rows) -> Scores:
+        """See `Payload.maxima`."""
+        return self._scores(query.apart, rows)
+
+    def _scores(self, queries: Tokens, rows: Rows) -> Scores:
+        parts = [np.empty((len(queries.spans), 0), np.float32)]
+        for part in np.split(rows, np.arange(DECODED_AT_ONCE, len(rows), DECODED_AT_ONCE)):
             decoded = self.decode(part)
             offsets = to_device(decoded.offsets, "cpu")
             documents = kernels.packed(decoded.tokens, offsets, self._longest)
-            parts.append(to_host(kernels.maxsim_all_pairs(query.tokens, documents)[0]))
-        return np.concatenate(parts)
+            parts.append(to_host(kernels.maxsim_all_pairs(queries, documents)))
+        return np.concatenate(parts, axis=1)
 
     def decode(self, rows: Rows | None = None) -> TokenEmbeddings[Tensor]:
         """See `Payload.decode`."""
         places, offsets = self._places(rows, INT8, INT8_SCALES)
         values = self._rows[INT8].index_select(0, places).type(torch.float32)
         return TokenEmbeddings(values * self._rows[INT8_SCALES].index_select(0, places)[:, None], offsets)
+
+
+def joined(payloads: Sequence[Payload]) -> Payload:
+    """One payload of the documents of many of one kind, one behind the other, in memory of its own."""
+    parts = [payload.arrays() for payload in payloads]
+    together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return read_payload(InMemory(together | offsets_array(np.concatenate([each.lengths for each in payloads]))))
 
 
 class _Excerpt(NamedTuple):
@@ -347,20 +320,34 @@ class Residuals(_Stored):
     def dimension(self) -> int:
         return self.codebook.dimension
 
-    def approximate(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
-        """Scores of unit vectors that lie where the centroids are."""
+    def approximate(self, query: PreparedQuery, rows: Rows | None = None, least: Scores | None = None) -> Scores:
+        """Scores of unit vectors that lie where the centroids are.
+
+        Args:
+            query: S tokens.
+            rows: of which documents; None: of all.
+            least: (S,), what no query token's similarity falls below, where there is such a bound.
+        """
         with _codes_of(self.codebook):
             if rows is not None and self._few(query, rows):
                 own = self._excerpt(rows, CODES)
-                table = kernels.quantise_table(kernels.centroid_scores(query.tokens.values, own.centroids))
+                table = _lifted(kernels.centroid_scores(query.tokens.values, own.centroids), least)
                 found = kernels.centroid_interaction(table, query.tokens.spans, own.codes, own.spans)
             else:
-                spans, table = self._used(rows, CODES), query.table_of_bytes(self.codebook)
+                spans, own_table = self._used(rows, CODES), query.table_of_bytes
+                table = own_table(self.codebook) if least is None else _lifted(query.table(self.codebook), least)
                 found = kernels.centroid_interaction(table, query.tokens.spans, self._rows[CODES], spans)
             return to_host(found[0])
 
     def score(self, query: PreparedQuery, rows: Rows | None = None) -> Scores:
         """See `Payload.score`."""
+        return self._scores(query, query.tokens, rows)[0]
+
+    def maxima(self, query: PreparedQuery, rows: Rows) -> Scores:
+        """See `Payload.maxima`."""
+        return self._scores(query, query.apart, rows)
+
+    def _scores(self, query: PreparedQuery, queries: Tokens, rows: Rows | None) -> Scores:
         codec = self.codebook.codec
         with _codes_of(self.codebook):
             if rows is not None and self._few(query, rows):
@@ -374,7 +361,7 @@ class Residuals(_Stored):
             else:
                 spans, table = self._used(rows, CODES, RESIDUALS, SCALES), query.table(self.codebook)
                 documents = Compressed(self._rows[CODES], self._rows[RESIDUALS], self._rows[SCALES], spans)
-            return to_host(kernels.residual_maxsim(query.tokens, table, codec, documents)[0])
+            return to_host(kernels.residual_maxsim(queries, table, codec, documents))
 
     def _few(self, query: PreparedQuery, rows: Rows) -> bool:
         """Whether it is quicker to compare the query with the centroids of these documents alone."""
@@ -384,11 +371,48 @@ class Residuals(_Stored):
         """These documents by themselves, verified in these arrays."""
         places, offsets = self._places(rows, *names)
         codes = self._rows[CODES].index_select(0, places)
-        used = torch.zeros(len(self.codebook), dtype=torch.int32, device="cpu")
-        used.index_fill_(0, codes.type(torch.int64), 1)
-        centroids = self.codebook.centroids.index_select(0, used.nonzero()[:, 0])
-        renumbered = (used.cumsum(0, dtype=torch.int32) - 1).index_select(0, codes)
+        if len(codes) * SPARSE < len(self.codebook):
+            named, inverse = torch.unique(codes, return_inverse=True)
+            renumbered = inverse.type(torch.int32)
+        else:
+            used = torch.zeros(len(self.codebook), dtype=torch.int32, device="cpu")
+            used.index_fill_(0, codes.type(torch.int64), 1)
+            named = used.nonzero()[:, 0]
+            renumbered = (used.cumsum(0, dtype=torch.int32) - 1).index_select(0, codes)
+        centroids = self.codebook.centroids.index_select(0, named)
         return _Excerpt(places, renumbered, kernels.spans_of(to_device(offsets, "cpu")), centroids)
+
+    @once
+    def sample(self) -> Tensor:
+        """Some tokens (≤ SAMPLED, D) as they are stored, drawn from a seed; all, where there are few."""
+        return self.sample_of(None)
+
+    def sample_of(self, rows: Rows | None) -> Tensor:
+        """The same of these documents."""
+        if rows is None:
+            places = np.arange(int(self.lengths.sum()))
+        else:
+            places = ranges(to_host(self._spans)[rows, 0], self.lengths[rows])
+        chosen = np.sort(np.random.default_rng(0).choice(places, min(SAMPLED, len(places)), replace=False))
+        for name in (CODES, RESIDUALS, SCALES):
+            self._arrays.check(name, chosen, chosen + 1)
+        return self._decoded(to_device(chosen, "cpu"))
+
+    def sizes(self, rows: Rows | None = None) -> NDArray[np.int64]:
+        """Tokens of these documents at each centroid, (K,)."""
+        if rows is None:
+            return self._sizes
+        codes = to_host(self._rows[CODES].index_select(0, self._places(rows, CODES)[0]))
+        return self._counted(codes)
+
+    @once
+    def _sizes(self) -> NDArray[np.int64]:
+        return self._counted(self.codes())
+
+    def _counted(self, codes: NDArray[np.int32]) -> NDArray[np.int64]:
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < len(self.codebook):
+            raise CorruptIndex(f"a code beyond {len(self.codebook)} centroids", "codes of this codebook", _VERIFY)
+        return np.bincount(codes, minlength=len(self.codebook))
 
     def codes(self) -> NDArray[np.int32]:
         """The centroid (T,) of every token."""
@@ -398,15 +422,17 @@ class Residuals(_Stored):
     def decode(self, rows: Rows | None = None) -> TokenEmbeddings[Tensor]:
         """See `Payload.decode`."""
         places, offsets = self._places(rows, CODES, RESIDUALS, SCALES)
+        return TokenEmbeddings(self._decoded(places), offsets)
+
+    def _decoded(self, places: Tensor) -> Tensor:
+        """These tokens, which are verified."""
         codec, codes = self.codebook.codec, self._rows[CODES].index_select(0, places)
         shifts = torch.arange(0, 8, codec.bits, device="cpu")
         buckets = torch.arange(256, device="cpu")[:, None] >> shifts & (2**codec.bits - 1)
         residuals = codec.weights[buckets][self._rows[RESIDUALS].index_select(0, places).type(torch.int64)].flatten(1)
         with _codes_of(self.codebook):
             tokens = codec.centroids.index_select(0, codes) + residuals[:, : self.dimension]
-        return TokenEmbeddings(
-            tokens * self._rows[SCALES].index_select(0, places)[:, None].type(torch.float32), offsets
-        )
+        return tokens * self._rows[SCALES].index_select(0, places)[:, None].type(torch.float32)
 
 
 def tensor_of(array: NDArray[Any]) -> Tensor:
@@ -423,6 +449,19 @@ class _Lent:
     def __init__(self, array: NDArray[Any]) -> None:
         self.owner = array
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def gathered(parts: Sequence[tuple[Residuals, Rows]]) -> Residuals:
+    """One payload, in memory of its own, of some documents of many that have one codebook."""
+    taken = [payload.taken(rows) for payload, rows in parts]
+    together = {name: np.concatenate([each[name] for each in taken]) for name in (CODES, RESIDUALS, SCALES)}
+    lengths = np.concatenate([payload.lengths[rows] for payload, rows in parts])
+    return Residuals(InMemory(together | offsets_array(lengths)), parts[0][0].codebook)
+
+
+def _lifted(scores: Tensor, least: Scores | None) -> CentroidTable:
+    """A table (K, S) in bytes, none of it below a bound for each query token."""
+    return kernels.quantise_table(scores if least is None else scores.maximum(to_device(least, "cpu")))
 
 
 @contextmanager
@@ -448,13 +487,6 @@ def _lengths_of(offsets: NDArray[Any], rows: set[int]) -> Offsets:
     if int(lengths.min(initial=0)) < 0 or rows != {int(offsets[-1])}:
         raise CorruptIndex(f"{OFFSETS} that do not fit {sorted(rows)} tokens", "where each document ends", _VERIFY)
     return lengths
-
-
-def _check_finite(values: Tensor) -> None:
-    if not all_finite(values):
-        raise InvalidEmbeddings(
-            "token embeddings with NaN, infinity or beyond float16", "finite values", "Check the encoder."
-        )
 
 
 if TYPE_CHECKING:

@@ -6,18 +6,17 @@ and new metadata are files of their own, which stand beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
-from attrs import frozen
 from numpy.typing import NDArray
 
-from lateinteraction.adapters.index import ids, metadata, postings, texts, tombstones, updates
+from lateinteraction.adapters.index import ids, metadata, postings, texts, tombstones
 from lateinteraction.adapters.index.analysis import Analyser
 from lateinteraction.adapters.index.arrays import Arrays
-from lateinteraction.adapters.index.columns import Column, Rows, damaged, of_arrays, ranges, store
-from lateinteraction.adapters.index.files import FileRecord, FileWriter
+from lateinteraction.adapters.index.columns import Rows, damaged
+from lateinteraction.adapters.index.files import FileRecord
 from lateinteraction.adapters.index.ids import HashedIds, Ids
 from lateinteraction.adapters.index.lists import STARTS, Lists
 from lateinteraction.adapters.index.manifests import SegmentRecord
@@ -26,7 +25,7 @@ from lateinteraction.adapters.index.once import once
 from lateinteraction.adapters.index.postings import Postings
 from lateinteraction.adapters.index.texts import Texts
 from lateinteraction.adapters.index.updates import MetadataView, Updates
-from lateinteraction.domain.embeddings import Offsets, offsets_of
+from lateinteraction.domain.embeddings import Offsets
 from lateinteraction.domain.text import Document, DocumentId
 
 if TYPE_CHECKING:
@@ -45,6 +44,62 @@ REMOVED, UPDATED = "removed", "updated"
 """The deltas of a segment."""
 
 
+KEPT = "kept"
+"""The file of a segment with the vectors that were kept."""
+KEPT_ARRAYS = ("vectors.values", "int8.values", "int8.scales")
+"""Those that the file of kept vectors may hold."""
+
+
+@final
+class _Written:
+    """What the files of a segment say, which is so for as long as the segment is there: read once, for all its states.
+
+    Args:
+        arrays: of its file.
+        kept: of the file with the vectors that were kept.
+        documents: that were written.
+    """
+
+    def __init__(self, arrays: Arrays, kept: Arrays | None, documents: int) -> None:
+        self.arrays, self.kept_arrays, self.documents = arrays, kept, documents
+        self.ids = Ids(arrays)
+        self._payload: tuple[Codebook | None, Payload] | None = None
+
+    @once
+    def texts(self) -> Texts:
+        return Texts(self.arrays)
+
+    @once
+    def metadata(self) -> MetadataColumns:
+        return MetadataColumns(self.arrays, self.documents)
+
+    @once
+    def postings(self) -> Postings:
+        return Postings(self.arrays, self.documents)
+
+    @once
+    def offsets(self) -> Offsets:
+        return self.arrays.whole("tokens.offsets")
+
+    @once
+    def lists(self) -> Lists | None:
+        return Lists(self.arrays, self.documents) if STARTS in self.arrays else None
+
+    @once
+    def kept(self) -> Payload | None:
+        from lateinteraction.adapters.index.payloads import read_payload
+
+        return None if self.kept_arrays is None else read_payload(self.kept_arrays)
+
+    def payload(self, codebook: Codebook | None) -> Payload:
+        """As this codebook reads it."""
+        if self._payload is None or self._payload[0] is not codebook:  # two threads may both do it, to the same end
+            from lateinteraction.adapters.index.payloads import read_payload
+
+            self._payload = codebook, read_payload(self.arrays, codebook)
+        return self._payload[1]
+
+
 @final
 class Segment:
     """A segment of an open generation. Threads may use it at once.
@@ -56,6 +111,8 @@ class Segment:
         arrays: of its file.
         deltas: arrays of the files that stand beside it.
         codebook: gives the codebook of the index; called where tokens are stored with one.
+        kept: arrays of the file with the vectors that were kept.
+        before: an earlier state of the same segment, of which what was read already is taken over.
     """
 
     def __init__(
@@ -64,11 +121,13 @@ class Segment:
         arrays: Arrays,
         deltas: Mapping[str, Arrays],
         codebook: Callable[[], Codebook | None],
+        kept: Arrays | None = None,
+        before: Segment | None = None,
     ) -> None:
         self.record, self.arrays = record, arrays
         self._deltas, self._codebook = deltas, codebook
-        self._lists: Lists | None = None
-        self.ids = Ids(arrays)
+        same = before is not None and before.arrays is arrays and before.record.files == record.files
+        self._written = before._written if before is not None and same else _Written(arrays, kept, record.documents)
         gone = deltas.get(REMOVED)
         self.live: NDArray[np.bool_] = (
             np.ones(record.documents, np.bool_) if gone is None else tombstones.live(gone, record.documents)
@@ -76,16 +135,31 @@ class Segment:
 
     def __len__(self) -> int:
         """How many documents it has."""
+        return self._documents
+
+    @once
+    def _documents(self) -> int:
         return int(np.count_nonzero(self.live))
+
+    @once
+    def tokens(self) -> int:
+        """How many its documents have."""
+        if len(self) == self.record.documents:
+            return self.record.tokens
+        return int(np.diff(self.offsets)[self.live].sum())
 
     @once
     def rows(self) -> Rows:
         """The rows of its documents."""
         return np.flatnonzero(self.live)
 
-    @once
+    @property
+    def ids(self) -> Ids:
+        return self._written.ids
+
+    @property
     def texts(self) -> Texts:
-        return Texts(self.arrays)
+        return self._written.texts
 
     @once
     def updates(self) -> Updates | None:
@@ -96,31 +170,49 @@ class Segment:
     @once
     def metadata(self) -> MetadataView:
         """As of now, with its updates."""
-        return MetadataView(MetadataColumns(self.arrays, self.record.documents), self.updates)
+        return self.metadata_with(self.updates)
 
-    @once
+    def metadata_with(self, changed: Updates | None) -> MetadataView:
+        """What it was written with, and these updates."""
+        return MetadataView(self._written.metadata, changed)
+
+    @property
     def postings(self) -> Postings:
-        return Postings(self.arrays, self.record.documents)
+        return self._written.postings
 
     @once
     def payload(self) -> Payload:
         """Its token embeddings. Imports torch."""
-        from lateinteraction.adapters.index.payloads import read_payload
+        return self._written.payload(self._codebook())
 
-        return read_payload(self.arrays, self._codebook())
+    @property
+    def kept(self) -> Payload | None:
+        """The vectors that its residuals were made of; None where none were kept. Imports torch."""
+        return self._written.kept
+
+    @property
+    def kept_arrays(self) -> Arrays | None:
+        """Of the file that holds them."""
+        return self._written.kept_arrays
+
+    @property
+    def kept_bytes(self) -> int:
+        """What these take."""
+        arrays = self.kept_arrays
+        return 0 if arrays is None else sum(arrays.lazily(name).nbytes for name in KEPT_ARRAYS if name in arrays)
 
     def lists_for(self, codebook: Codebook | None) -> Lists | None:
-        """Its inverted lists; None where it has none, or where the codebook has grown since they were made."""
-        if codebook is None or STARTS not in self.arrays:
-            return None
-        if self._lists is None:
-            self._lists = Lists(self.arrays, self.record.documents)
-        return self._lists if self._lists.centroids == len(codebook) else None
+        """Its inverted lists; None where it has none.
 
-    @once
+        A codebook that has grown since they were made has centroids that list nothing here, which `Lists` knows.
+        """
+        lists = None if codebook is None else self._written.lists
+        return None if lists is None or codebook is None or lists.centroids > len(codebook) else lists
+
+    @property
     def offsets(self) -> Offsets:
         """Where the tokens of each row begin, int64 (N+1,)."""
-        return self.arrays.whole("tokens.offsets")
+        return self._written.offsets
 
     @property
     def token_bytes(self) -> int:
@@ -139,6 +231,10 @@ class Segment:
                 return kind
         raise damaged(f"segment {self.record.number}", f"a payload of kind {self.record.kind!r}", f"{list(PAYLOADS)}")
 
+    def is_at(self, record: SegmentRecord, codebook: Callable[[], Codebook | None]) -> bool:
+        """Whether this is the state of the segment that the record names, read with this codebook."""
+        return self.record == record and self._codebook is codebook
+
     def rows_of(self, asked: HashedIds) -> Rows:
         """The row of each id; −1 where it is no document of this segment."""
         rows = self.ids.find(asked)
@@ -150,35 +246,37 @@ class Segment:
         return [Document(DocumentId(identifier), text, known) for identifier, text, known in columns]
 
 
-@frozen(eq=False)
-class Kept:
-    """What is left of a segment."""
+def open_segment(
+    record: SegmentRecord,
+    file: Callable[[FileRecord], Arrays],
+    codebook: Callable[[], Codebook | None],
+    before: Segment | None = None,
+) -> Segment:
+    """A segment that a manifest names: the one of before where it is the same.
 
-    segment: Segment
-    rows: Rows
+    Args:
+        record: what the manifest says of it.
+        file: opens a file of the generation.
+        codebook: as `Segment` takes it.
+        before: the segment of this number in an earlier state of the index.
 
-    @property
-    def lengths(self) -> Offsets:
-        """Tokens of each document."""
-        return np.diff(self.segment.offsets)[self.rows]
+    Raises:
+        CorruptIndex: files that are no segment's.
+    """
+    if before is not None and before.is_at(record, codebook):
+        return before
+    if not record.files:
+        raise damaged(f"segment {record.number}", "no file", "the file that holds it")
+    arrays, *more = map(file, record.files)
+    deltas = {name: file(delta) for name, delta in record.deltas.items()}
+    return Segment(record, arrays, deltas, codebook, more[0] if more else None, before)
 
-    def tokens(self, name: str) -> NDArray[Any]:
-        """The rows of an array with a row for each token, those of these documents one after another."""
-        starts = self.segment.offsets[:-1][self.rows]
-        arrays = self.segment.arrays
-        arrays.check(name, starts, starts + self.lengths)
-        return arrays.lazily(name)[ranges(starts, self.lengths)]
 
-
-def built(
-    documents: Sequence[Document], lengths: Offsets, tokens: Mapping[str, NDArray[Any]], analyser: Analyser
-) -> dict[str, NDArray[Any]]:
-    """All arrays of a new segment.
+def built(documents: Sequence[Document], analyser: Analyser) -> dict[str, NDArray[Any]]:
+    """All arrays of a new segment besides those of tokens.
 
     Args:
         documents: N of them.
-        lengths: tokens of each, int64 (N,).
-        tokens: the arrays of a payload.
         analyser: what makes terms of texts.
     """
     return {
@@ -186,27 +284,4 @@ def built(
         **texts.build(document.text for document in documents),
         **metadata.build(document.metadata for document in documents),
         **postings.build(analyser.terms(document.text) for document in documents),
-        "tokens.offsets": offsets_of(lengths),
-        **tokens,
     }
-
-
-def merged(parts: Sequence[Kept]) -> Iterator[Column]:
-    """What the file of a segment holds besides a payload that takes the place of others: part after part.
-
-    Args:
-        parts: at least one.
-    """
-    yield from ids.merged([(part.segment.ids, part.rows) for part in parts])
-    yield from texts.merged([(part.segment.texts, part.rows) for part in parts])
-    yield from updates.merged([(part.segment.metadata, part.rows) for part in parts])
-    yield from postings.merged([(part.segment.postings, part.rows) for part in parts])
-    yield from of_arrays({"tokens.offsets": offsets_of(np.concatenate([part.lengths for part in parts]))})
-
-
-def write(file: FileWriter, columns: Iterable[Column], arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
-    """Fill a file with columns as they come and with whole arrays, and close it."""
-    store(file, columns)
-    for name, array in arrays.items():
-        file.add(name, array)
-    return file.close()

@@ -15,10 +15,24 @@ Codec = Literal["auto", "float16", "int8", "residual4", "residual2", "residual1"
 """How embeddings are stored: `float16` and `int8` for all; `residual`, with so many bits for each dimension, for those
 of large segments, beside float16 for small ones. `auto` is `residual4`."""
 
+Keep = Literal["nothing", "int8", "float16"]
+"""What is kept beside residuals: nothing, or the vectors that they were made of, rounded to 8 or 16 bits."""
+
 
 def _is_codec(_: object, __: Attribute[Codec], codec: object) -> None:
     if codec not in get_args(Codec):
         raise InvalidOption(f"codec = {shown(codec)}", f"one of {', '.join(get_args(Codec))}", "Choose one of them.")
+
+
+def _is_keep(options: IndexOptions, _: Attribute[Keep], keep: object) -> None:
+    if keep not in get_args(Keep):
+        raise InvalidOption(f"keep = {shown(keep)}", f"one of {', '.join(get_args(Keep))}", "Choose one of them.")
+    if keep != "nothing" and options.bits is None:
+        raise InvalidOption(
+            f"keep = {shown(keep)} with codec = {shown(options.codec)}",
+            "a residual codec, beside which vectors can be kept",
+            "Choose one of those, or leave `keep` out.",
+        )
 
 
 def _is_language(_: object, __: Attribute[Language], language: Language) -> None:
@@ -32,13 +46,21 @@ class IndexOptions:
     Args:
         codec: how embeddings are stored; see `Codec`.
         language: what words are stemmed by for lexical search; see `Analyser`.
+        keep: what is kept beside residuals; see `Keep`.
 
     Raises:
-        InvalidOption: a codec or a language that there is not.
+        InvalidOption: a codec, a language or vectors to keep that there are not.
     """
 
     codec: Codec = field(default="auto", validator=_is_codec)
     language: Language = field(default="english", validator=_is_language)
+    keep: Keep = field(default="nothing", validator=_is_keep)
+
+    @property
+    def bits(self) -> int | None:
+        """Of a residual codec."""
+        codec = "residual4" if self.codec == "auto" else self.codec
+        return int(codec[-1]) if codec.startswith("residual") else None
 
 
 @frozen
@@ -63,8 +85,7 @@ class IndexSettings:
     @property
     def bits(self) -> int | None:
         """Of a residual codec."""
-        codec = "residual4" if self.options.codec == "auto" else self.options.codec
-        return int(codec[-1]) if codec.startswith("residual") else None
+        return self.options.bits
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> IndexSettings:
@@ -75,7 +96,8 @@ class IndexSettings:
         """
         try:
             language = Analyser.from_settings(given["analyser"]).language
-            return cls(IndexOptions(given["codec"], language), given["encoder"], given["dimension"])
+            options = IndexOptions(given["codec"], language, given.get("keep", "nothing"))
+            return cls(options, given["encoder"], given["dimension"])
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, IndexMismatch):
                 raise
@@ -87,6 +109,7 @@ class IndexSettings:
         """For the manifest."""
         return {
             "codec": self.options.codec,
+            "keep": self.options.keep,
             "analyser": self.analyser.settings(),
             "encoder": None if self.encoder is None else dict(self.encoder),
             "dimension": self.dimension,

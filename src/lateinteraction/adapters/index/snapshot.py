@@ -5,8 +5,8 @@ It reads only. What a search does with the tokens of a segment is the payloads' 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 import numpy as np
 from attrs import frozen
@@ -16,10 +16,11 @@ from lateinteraction.adapters.index.bm25 import Bm25, LexicalSegment
 from lateinteraction.adapters.index.columns import Rows
 from lateinteraction.adapters.index.files import FileRecord
 from lateinteraction.adapters.index.ids import HashedIds
-from lateinteraction.adapters.index.manifests import SegmentRecord
+from lateinteraction.adapters.index.joining import Group, Joined
+from lateinteraction.adapters.index.lists import STARTS
 from lateinteraction.adapters.index.once import once
 from lateinteraction.adapters.index.reading import OpenGeneration
-from lateinteraction.adapters.index.segments import Segment
+from lateinteraction.adapters.index.segments import Segment, open_segment
 from lateinteraction.adapters.index.settings import IndexSettings
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import UnknownDocument
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lateinteraction.adapters.index.codebook import Codebook
-    from lateinteraction.adapters.index.search import SearchOptions
+    from lateinteraction.adapters.index.hits import Hits
+    from lateinteraction.adapters.index.options import SearchOptions
+    from lateinteraction.adapters.index.payloads import Payload
+    from lateinteraction.adapters.index.views import SegmentView
 
 Mask = NDArray[np.bool_]
 
@@ -53,8 +57,9 @@ class IndexStats:
         removed: whose place is not yet free.
         tokens: of documents, with removed ones.
         segments: how many, by how their embeddings are stored.
-        bytes: of all files, and of them those of token embeddings.
-        codec: what was asked for.
+        bytes: of all files; of them those of token embeddings, and of vectors that were kept beside them.
+        codec, keep: what was asked for.
+        listed: segments with inverted lists.
         centroids: of the codebook; 0 without one.
     """
 
@@ -65,6 +70,8 @@ class IndexStats:
     segments: Mapping[str, int]
     bytes: Mapping[str, int]
     codec: str
+    keep: str
+    listed: int
     centroids: int
 
 
@@ -105,14 +112,12 @@ class IndexSnapshot:
         shared = opened.manifest.shared.get("codebook")
         same = before is not None and before._shared.record == shared
         self._shared = before._shared if before is not None and same else _SharedCodebook(shared, opened)
-        known = {segment.record.number: segment for segment in before.segments} if before is not None and same else {}
-        self.segments = tuple(self._segment(record, known) for record in opened.manifest.segments)
-
-    def _segment(self, record: SegmentRecord, known: Mapping[int, Segment]) -> Segment:
-        if record.number in known and known[record.number].record == record:
-            return known[record.number]
-        deltas = {name: self.opened.file(delta) for name, delta in record.deltas.items()}
-        return Segment(record, self.opened.file(record.files[0]), deltas, self._shared)
+        known = {} if before is None else {segment.record.number: segment for segment in before.segments}
+        self.segments = tuple(
+            open_segment(record, opened.file, self._shared, known.get(record.number))
+            for record in opened.manifest.segments
+        )
+        self._joined = Joined(self.segments, None if before is None else before._joined)
 
     @property
     def codebook(self) -> Codebook | None:
@@ -169,13 +174,23 @@ class IndexSnapshot:
         return [document for document in found if document is not None]
 
     def fetch(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[Tensor]:
-        """Embeddings of these documents as they are stored, float32, in this order. See `EmbeddingStore.fetch`."""
+        """Embeddings of these documents, float32, in this order. See `EmbeddingStore.fetch`.
+
+        The most exact that are stored: those that were kept, where any were.
+        """
+        return self._decoded(ids, lambda segment: segment.payload if segment.kept is None else segment.kept)
+
+    def coded(self, ids: Sequence[DocumentId]) -> TokenEmbeddings[Tensor]:
+        """The same as the codec stores them, whatever was kept beside: what candidates are ranked by."""
+        return self._decoded(ids, lambda segment: segment.payload)
+
+    def _decoded(self, ids: Sequence[DocumentId], payload_of: Callable[[Segment], Payload]) -> TokenEmbeddings[Tensor]:
         import torch
 
         check_ids(ids, "ids")
         parts: list[Tensor | None] = [None] * len(ids)
         for number, items, rows in self._by_segment(ids):
-            for item, tokens in zip(items, self.segments[number].payload.decode(rows), strict=True):
+            for item, tokens in zip(items, payload_of(self.segments[number]).decode(rows), strict=True):
                 parts[item] = tokens
         tokens = [part for part in parts if part is not None]
         if not tokens:
@@ -200,22 +215,32 @@ class IndexSnapshot:
             candidates: only these; ids that are not there are passed over.
             options: how much it may cost.
         """
-        from lateinteraction.adapters.index.search import SegmentView, search
+        from lateinteraction.adapters.index.search import search
         from lateinteraction.adapters.neural.admission import check_queries, check_width
 
         check_cutoff(k)
         check_queries(queries)
         check_width(self.settings.dimension, queries)
         masks = self.eligible(where, candidates)
-        asked = [number for number, mask in enumerate(masks) if mask.any()]
-        views = [
-            SegmentView(segment.payload, masks[number], lists=segment.lists_for(self.codebook))
-            for number in asked
-            for segment in [self.segments[number]]
-        ]
-        numbers = np.array(asked, np.int64)
-        found = search(views, queries, k, options)
-        return [self._ranking(numbers[hits.segments], hits.rows, hits.scores, k) for hits in found]
+        asked = [(group, mask) for group in self._joined.groups for mask in [group.mask(masks)] if mask.any()]
+        found = search([self._view(group, mask) for group, mask in asked], queries, k, options)
+        return [self._of_groups(hits, [group for group, _ in asked], k) for hits in found]
+
+    def _view(self, group: Group, mask: Mask) -> SegmentView:
+        from lateinteraction.adapters.index.search import SegmentView
+
+        if len(group.places) > 1:
+            return SegmentView(self._joined.payload(group), mask, narrowed=self._joined.narrowed(group))
+        segment = self.segments[group.places[0]]
+        lists, narrowed = segment.lists_for(self.codebook), self._joined.narrowed(group)
+        return SegmentView(segment.payload, mask, vectors=segment.kept, lists=lists, narrowed=narrowed)
+
+    def _of_groups(self, hits: Hits, groups: Sequence[Group], k: int) -> Ranking:
+        segments, rows = np.empty_like(hits.segments), np.empty_like(hits.rows)
+        for number in map(int, np.unique(hits.segments)):
+            own = hits.segments == number
+            segments[own], rows[own] = groups[number].found(hits.rows[own])
+        return self.ranking(segments, rows, hits.scores, k)
 
     def search_text(
         self,
@@ -229,7 +254,7 @@ class IndexSnapshot:
         check_cutoff(k)
         eligible = self.eligible(where, candidates)
         found = (self._bm25.search(text, k, eligible) for text in texts)
-        return [self._ranking(each.segments, each.rows, each.scores, k) for each in found]
+        return [self.ranking(each.segments, each.rows, each.scores, k) for each in found]
 
     def eligible(self, where: Filter | None, candidates: Sequence[DocumentId] | None) -> list[Mask]:
         """For each segment, which rows may be found, bool (N,)."""
@@ -262,8 +287,11 @@ class IndexSnapshot:
             bytes={
                 "files": sum(record.length for record in manifest.records()),
                 "embeddings": sum(segment.token_bytes for segment in self.segments),
+                "kept": sum(segment.kept_bytes for segment in self.segments),
             },
             codec=self.settings.options.codec,
+            keep=self.settings.options.keep,
+            listed=sum(STARTS in segment.arrays for segment in self.segments),
             centroids=self._shared.centroids,
         )
 
@@ -272,9 +300,32 @@ class IndexSnapshot:
         segments = [LexicalSegment(segment.postings, segment.live) for segment in self.segments]
         return Bm25(segments, self.settings.analyser)
 
-    def _ranking(self, segments: Rows, rows: Rows, scores: NDArray[np.float32], k: int) -> Ranking:
-        """Of documents with their scores, all that tie with the k-th among them: of equal ones the lowest ids."""
-        return Ranking.from_scores(self._ids_at(segments, rows), scores, k)
+    def ranking(self, segments: Rows, rows: Rows, scores: NDArray[np.float32], k: int) -> Ranking:
+        """The k best of scored documents; of equal ones the lowest ids.
+
+        Args:
+            segments: places among `segments`, int64 (n,).
+            rows: of these segments, int64 (n,).
+            scores: float32 (n,), falling, with all that tie with the k-th among them.
+            k: how many.
+        """
+        chosen = self._decisive(segments, rows, scores, k)
+        return Ranking.from_scores(self._ids_at(segments[chosen], rows[chosen]), scores[chosen], k)
+
+    def _decisive(self, segments: Rows, rows: Rows, scores: NDArray[np.float32], k: int) -> Rows:
+        """Those that can be among the k best: of all that tie with the k-th, the lowest ids of each segment."""
+        if len(scores) <= k:
+            return np.arange(len(scores))
+        better = np.flatnonzero(scores > scores[k - 1])
+        tied = np.flatnonzero(scores == scores[k - 1])
+        wanted = k - len(better)
+        parts = [better]
+        for number in map(int, np.unique(segments[tied])):
+            own = tied[segments[tied] == number]
+            if len(own) > wanted:
+                own = own[np.isin(rows[own], self.segments[number].ids.lowest(rows[own], wanted))]
+            parts.append(own)
+        return np.concatenate(parts)
 
     def _ids_at(self, segments: Rows, rows: Rows) -> list[DocumentId]:
         ids = np.empty(len(rows), object)
@@ -298,12 +349,26 @@ def _chosen(segment: Segment, candidates: HashedIds) -> Mask:
     return mask
 
 
+class Tunable(Protocol):
+    """A state of an index that is searched at a cost: here, or on a device."""
+
+    def search(
+        self,
+        queries: TokenEmbeddings[Tensor],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+        options: SearchOptions | None = None,
+    ) -> list[Ranking]: ...
+
+
 @final
 @frozen(eq=False)
 class TunedSnapshot:
-    """A snapshot whose searches cost what these options say."""
+    """A state whose searches cost what these options say."""
 
-    snapshot: IndexSnapshot
+    snapshot: Tunable
     options: SearchOptions | None
 
     def search(

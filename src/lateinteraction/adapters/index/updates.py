@@ -6,6 +6,7 @@ lie beside it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lateinteraction.adapters.index import metadata
-from lateinteraction.adapters.index.arrays import Arrays
+from lateinteraction.adapters.index.arrays import Arrays, InMemory
 from lateinteraction.adapters.index.columns import (
     Column,
     MergedDictionary,
@@ -25,6 +26,7 @@ from lateinteraction.adapters.index.columns import (
     vector,
 )
 from lateinteraction.adapters.index.metadata import ABSENT, Codes, MetadataColumns, ValueColumn, rising
+from lateinteraction.adapters.index.texts import Texts
 from lateinteraction.domain.embeddings import offsets_of
 from lateinteraction.domain.filters import Filter
 from lateinteraction.domain.text import JsonScalar, Metadata
@@ -36,14 +38,78 @@ ROWS = f"{COLUMN}.rows"
 def build(changes: Mapping[int, Metadata], before: Updates | None = None) -> dict[str, NDArray[Any]]:
     """The arrays of all updates of a segment so far: those before, and these, which win.
 
+    No update of before is visited, only its codes are moved: what it takes grows with the changes.
+
     Args:
         changes: row → its whole new metadata.
         before: what the last generation knew of the segment.
     """
-    known = {} if before is None else before.by_row()
-    replaced = {**known, **changes}
-    rows = sorted(replaced)
-    return {ROWS: np.array(rows, np.uint32)} | metadata.build((replaced[row] for row in rows), COLUMN)
+    rows = np.array(sorted(changes), np.uint32)
+    made = metadata.build((changes[row] for row in map(int, rows)), COLUMN)
+    if before is None or not len(before):
+        return {ROWS: rows} | made
+    staying = ~np.isin(before.rows, rows)
+    every = np.concatenate([before.rows[staying], rows])
+    order = np.argsort(every, kind="stable")
+    later = MetadataColumns(InMemory(made), len(rows), COLUMN)
+    arrays: dict[str, NDArray[Any]] = {ROWS: every[order]}
+    keys: list[str] = []
+    for key in sorted({*before.metadata.keys, *later.keys}):
+        codes, values = _joined(before.metadata.column(key), staying, later.column(key), len(rows))
+        if (codes != ABSENT).any():
+            name = f"{COLUMN}.{len(keys)}"
+            arrays |= _dictionary(values, name) | metadata.codes_arrays(codes[order], name)
+            keys.append(key)
+    return arrays | metadata.keys_array(keys, COLUMN)
+
+
+def _joined(
+    before: ValueColumn | None, staying: NDArray[np.bool_], new: ValueColumn | None, count: int
+) -> tuple[Codes, list[_Values]]:
+    """Of one key: the codes of the updates that stay and then of the new ones, and the values they mean, in order.
+
+    Args:
+        before: None where no earlier update has the key.
+        staying: which of the earlier updates.
+        new: None where no new one has it.
+        count: of new updates.
+    """
+    old_codes = np.full(np.count_nonzero(staying), ABSENT, np.int32) if before is None else before.codes()[staying]
+    new_codes = np.full(count, ABSENT, np.int32) if new is None else new.codes()
+    used = _used(old_codes).astype(np.int64)
+    inserted: list[int] = []
+    blocks: list[_Values] = []
+    renumbered = np.empty(0 if new is None else len(new.values), np.int32)
+    first = 0
+    for number in range(len(renumbered)):
+        assert new is not None
+        wanted = new.sorted_by(number)
+        place = bisect_left(used, wanted, key=before.sorted_by) if before is not None else 0
+        renumbered[number] = place + len(inserted)
+        if before is None or place == len(used) or before.sorted_by(int(used[place])) != wanted:
+            blocks += [] if before is None else [_Values(before.values, used[first:place])]
+            blocks.append(_Values(new.values, np.array([number])))
+            inserted.append(place)
+            first = place
+    blocks += [] if before is None else [_Values(before.values, used[first:])]
+    moved = np.full(1 + (0 if before is None else len(before.values)), ABSENT, np.int32)  # the last is that of ABSENT
+    moved[used] = np.arange(len(used)) + np.searchsorted(inserted, np.arange(len(used)), side="right")
+    return np.concatenate([moved[old_codes], np.append(renumbered, np.int32(ABSENT))[new_codes]]), blocks
+
+
+class _Values(NamedTuple):
+    """Some values of a dictionary."""
+
+    texts: Texts
+    codes: Rows
+
+
+def _dictionary(values: Sequence[_Values], key: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a dictionary of these values, one after another."""
+    return {
+        f"{key}.bytes": np.concatenate([each.texts.joined(each.codes) for each in values]),
+        f"{key}.offsets": offsets_of(np.concatenate([each.texts.lengths_of(each.codes) for each in values])),
+    }
 
 
 @final
@@ -65,10 +131,6 @@ class Updates:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def by_row(self) -> dict[int, Metadata]:
-        """Row → its whole metadata."""
-        return dict(zip(map(int, self.rows), self.metadata.at(np.arange(len(self))), strict=True))
 
 
 class Layer(NamedTuple):

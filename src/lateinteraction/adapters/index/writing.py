@@ -78,6 +78,20 @@ class Writer:
         """The newest generation; of number 0 and with nothing in it before the first commit."""
         return self._base
 
+    @property
+    def refuses(self) -> bool:
+        """Whether every call is refused from now on: to be closed, so that another writer finds out what there is."""
+        return self._refusal is not None or self._end.newest != self._record
+
+    def check_base(self, generation: int) -> None:
+        """See that what is read is what this writer goes on from.
+
+        Raises:
+            IndexLocked: another generation is the newest, so somebody else has written.
+        """
+        if generation != self._base.generation:
+            self._locked_out(None)
+
     def number(self) -> int:
         """A number that no data file ever had: for a segment, or for files that belong together."""
         self._check()

@@ -204,6 +204,24 @@ def info(folder: Folder, as_json: AsJson = False) -> None:
 
 
 @index.command()
+def recall(
+    folder: Folder,
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A sample of queries, one a line.")],
+    k: Hits = 10,
+    effort: Annotated[
+        Literal["fast", "balanced", "exact"], typer.Option("--effort", help="Of the search that is measured.")
+    ] = "balanced",
+    model: Model = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much of the exact search a search finds, and how long both take."""
+    from lateinteraction.entrypoints.cli.index import Encoding, recall
+
+    recall(folder, source, k, effort, Encoding(model, device), as_json=as_json)
+
+
+@index.command()
 def verify(folder: Folder, as_json: AsJson = False) -> None:
     """Read every byte, and say what is damaged; exit code 1 where anything is."""
     from lateinteraction.entrypoints.cli.index import verify
@@ -245,6 +263,40 @@ def snapshot(
     from lateinteraction.entrypoints.cli.index import snapshot
 
     snapshot(folder, target)
+
+
+@index.command(name="export")
+def export_index(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
+) -> None:
+    """Write an index as files that any tool reads: JSON lines and NumPy arrays."""
+    from lateinteraction.entrypoints.cli.index import export
+
+    export(folder, out, overwrite=overwrite)
+
+
+@index.command(name="import")
+def import_index(
+    source: Annotated[
+        Path, typer.Argument(metavar="FROM", help="An export, or a folder of PyLate, fast-plaid or ColBERT.")
+    ],
+    folder: Annotated[Path, typer.Option("--index", metavar="FOLDER", help="The folder of the index, new or there.")],
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read ids that PyLate keeps in pickles; nothing in them is run.")
+    ] = False,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", metavar="FILE", help="JSON lines with the id and text of documents.")
+    ] = None,
+    on_duplicate: Annotated[
+        Literal["error", "skip", "replace"], typer.Option("--on-duplicate", help="What becomes of ids that are there.")
+    ] = "error",
+) -> None:
+    """Take in documents with their embeddings; nothing is encoded."""
+    from lateinteraction.entrypoints.cli.index import take_in
+
+    take_in(source, folder, trust_pickle=trust_pickle, texts=texts, on_duplicate=on_duplicate)
 
 
 @app.command()

@@ -29,7 +29,7 @@ from lateinteraction.entrypoints.cli.display import (
     told_of_truncation,
 )
 from lateinteraction.entrypoints.cli.filters import filter_of
-from lateinteraction.wiring import indexes
+from lateinteraction.wiring import exchange, indexes
 
 if TYPE_CHECKING:
     from lateinteraction.adapters.index.analysis import Language
@@ -142,6 +142,22 @@ def search(folder: Path, request: IndexQuery, encoding: Encoding, *, as_json: bo
         notes().print(f"{counted(len(index), 'document')}, searched in {seconds:.3f} s", style="dim")
 
 
+def recall(folder: Path, source: Path, k: int, effort: Effort, encoding: Encoding, *, as_json: bool) -> None:
+    """Ask a sample of queries twice, and compare."""
+    from lateinteraction import SearchOptions
+
+    _must_exist(folder)
+    queries = [document.text for document in wiring.listed_documents(source)]
+    with encoding_progress() as progress:
+        model = load_model(encoding.model, device=encoding.device, progress=progress)
+    with Index(model, folder) as index:
+        report = index.recall_report(queries, k, SearchOptions(effort))
+    if as_json:
+        emit_json(asdict(report))
+    else:
+        output().print(str(report))
+
+
 def info(folder: Path, *, as_json: bool) -> None:
     """What an index is made of."""
     with closing(indexes.stored_index(folder)) as index:
@@ -202,6 +218,23 @@ def snapshot(folder: Path, target: Path) -> None:
     with closing(indexes.stored_index(folder)) as index:
         index.copy_to(target)
         output().print(f"{target}: {counted(len(index), 'document')}")
+
+
+def export(folder: Path, out: Path, *, overwrite: bool) -> None:
+    """Write an index as files that any tool reads."""
+    with encoding_progress() as progress:
+        documents = exchange.export_index(folder, out, overwrite=overwrite, progress=progress)
+    output().print(f"{out}: {counted(documents, 'document')}")
+
+
+def take_in(source: Path, folder: Path, *, trust_pickle: bool, texts: Path | None, on_duplicate: OnDuplicate) -> None:
+    """Add what a folder of another tool holds."""
+    known = None if texts is None else {str(each.id): each.text for each in wiring.listed_documents(texts)}
+    with encoding_progress() as progress:
+        counts = exchange.import_index(
+            source, folder, trust_pickle=trust_pickle, texts=known, on_duplicate=on_duplicate, progress=progress
+        )
+    output().print(f"{folder}: {counts.added:,} added, {counts.replaced:,} replaced, {counts.skipped:,} skipped")
 
 
 def _must_exist(folder: Path) -> None:

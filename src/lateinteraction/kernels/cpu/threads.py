@@ -1,7 +1,7 @@
 """Work split over plain threads, made for one call.
 
 None outlives the call and none is shared, so that nothing is left to break in a forked child and calls from several
-threads do not wait for each other. How many there are is what `torch.get_num_threads()` says.
+threads do not wait for each other. How many there are is what `sharing.threads` says.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from lateinteraction.kernels import sharing
 
 LEAST_WORK = 20_000_000
 """Multiply-adds that make a thread worth while: 0.2 ms, where to start and join one takes 0.09 ms."""
@@ -28,7 +29,7 @@ def shares(weights: NDArray[np.int64], work: float) -> list[tuple[int, int]]:
         weights: (N,), of any unit.
         work: multiply-adds in all.
     """
-    threads = max(1, min(torch.get_num_threads(), int(work / LEAST_WORK), len(weights)))
+    threads = max(1, min(sharing.threads(), int(work / LEAST_WORK), len(weights)))
     if threads == 1:
         return [(0, len(weights))]
     ends = np.cumsum(weights)

@@ -1,0 +1,1 @@
+"""Exchange: documents with their embeddings from the folders of other tools, and to and from open files."""

@@ -1,0 +1,239 @@
+"""A snapshot: small segments searched as one, ties, kept vectors, a codebook that has grown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lateinteraction.adapters.index import codebook as codebooks
+from lateinteraction.adapters.index import folding, joining, payloads
+from lateinteraction.adapters.index.index import StoredIndex
+from lateinteraction.adapters.index.payloads import Vectors
+from lateinteraction.adapters.index.search import SearchOptions
+from lateinteraction.adapters.index.settings import Codec, IndexOptions, IndexSettings, Keep
+from lateinteraction.domain import reference
+from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
+from lateinteraction.domain.filters import Comparison
+from lateinteraction.domain.ranking import Ranking
+from lateinteraction.domain.text import Document, DocumentId
+from lateinteraction.testing.storage import MemoryStorage
+
+WIDTH = 8
+seeds = st.integers(0, 2**32 - 1)
+
+
+def unit(generator: np.random.Generator, rows: int) -> Tensor:
+    drawn = generator.standard_normal((rows, WIDTH)).astype(np.float32)
+    return torch.nn.functional.normalize(torch.from_numpy(drawn), dim=1)
+
+
+def packed(generator: np.random.Generator, lengths: Any) -> TokenEmbeddings[Tensor]:
+    return TokenEmbeddings(unit(generator, int(np.sum(lengths))), offsets_of(lengths))
+
+
+def made(codec: Codec = "float16", keep: Keep = "nothing") -> StoredIndex:
+    return StoredIndex.create(MemoryStorage(), IndexSettings(IndexOptions(codec, keep=keep)))
+
+
+def documents(first: int, count: int) -> list[Document]:
+    return [Document(DocumentId(f"{n:04}"), f"text {n}", {"third": n % 3}) for n in range(first, first + count)]
+
+
+def fragmented(generator: np.random.Generator, sizes: list[int], codec: Codec = "float16") -> StoredIndex:
+    """An index that has grown by additions of these sizes."""
+    index, first = made(codec), 0
+    for size in sizes:
+        index.add(documents(first, size), packed(generator, generator.integers(0, 4, size)))
+        first += size
+    return index
+
+
+def scores(ranking: Ranking) -> list[tuple[str, float]]:
+    return [(hit.document, round(hit.score, 5)) for hit in ranking]
+
+
+# ── Small segments ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=15)
+@given(
+    seed=seeds,
+    sizes=st.lists(st.sampled_from([1, 1, 1, 2, 9, 70]), min_size=1, max_size=7),
+    codec=st.sampled_from(["float16", "int8"]),
+    k=st.integers(1, 30),
+)
+def test_many_small_segments_answer_as_one(seed: int, sizes: list[int], codec: Codec, k: int) -> None:
+    generator = np.random.default_rng(seed)
+    index = fragmented(generator, sizes, codec)
+    gone = [f"{n:04}" for n in range(sum(sizes)) if generator.random() < 0.3]
+    if gone:
+        index.remove([DocumentId(each) for each in gone])
+    queries = packed(generator, [2, 0, 3])
+    where = Comparison("third", "==", 1)
+    candidates = [DocumentId(f"{n:04}") for n in generator.integers(0, sum(sizes), 5)]
+    asked: list[dict[str, Any]] = [{}, {"where": where}, {"candidates": candidates}, {"candidates": []}]
+    many = [index.snapshot().search(queries, k, **each) for each in asked]
+    index.compact()
+    assert len(index.snapshot().segments) <= 1
+    for before, each in zip(many, asked, strict=True):
+        assert list(map(scores, before)) == list(map(scores, index.snapshot().search(queries, k, **each)))
+
+
+def test_small_segments_are_scored_together_and_large_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "MOST_DOCUMENTS", 20)
+    index = fragmented(np.random.default_rng(0), [40, 30, 9, 8, 1, 1, 1])
+    calls: list[int] = []
+    inner = Vectors.score
+
+    def counted(self: Vectors, query: Any, rows: Any = None) -> Any:
+        calls.append(len(self))
+        return inner(self, query, rows)
+
+    monkeypatch.setattr(Vectors, "score", counted)
+    index.snapshot().search(packed(np.random.default_rng(1), [2]), 3)
+    assert sorted(calls) == [3, 17, 30, 40]
+
+
+def test_what_was_joined_is_joined_no_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    joinings: list[int] = []
+    inner = payloads.joined
+
+    def counted(parts: Any) -> Any:
+        joinings.append(sum(map(len, parts)))
+        return inner(parts)
+
+    monkeypatch.setattr(payloads, "joined", counted)
+    generator = np.random.default_rng(0)
+    index, query = fragmented(generator, [9, 9, 1, 1]), packed(np.random.default_rng(1), [2])
+    for _ in range(3):
+        index.snapshot().search(query, 3)
+    assert sorted(joinings) == [2, 18]
+    index.add(documents(50, 1), packed(generator, [2]))
+    index.remove([DocumentId("0000")])
+    index.update({DocumentId("0001"): {"third": 7}})
+    assert "0000" not in index.snapshot().search(query, 30)[0].documents
+    assert sorted(joinings) == [2, 3, 18]
+
+
+def test_no_more_is_joined_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = made()
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        index.add(documents(number, 1), packed(generator, [10]))
+    before = index.snapshot().search(packed(np.random.default_rng(1), [2]), 6)
+    monkeypatch.setattr(joining, "JOINED_TOKENS", 30)
+    groups = joining.Joined(index.snapshot().segments).groups
+    assert [list(map(int, group.places)) for group in groups] == [[0], [1], [2], [3, 4, 5]]
+    monkeypatch.setattr(joining, "MOST_TOKENS", 9)
+    assert all(len(group.places) == 1 for group in joining.Joined(index.snapshot().segments).groups)
+    reopened = index.snapshot().search(packed(np.random.default_rng(1), [2]), 6)
+    assert list(map(scores, before)) == list(map(scores, reopened))
+
+
+# ── Ties ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("k", [1, 7, 64, 150])
+def test_of_documents_that_tie_those_with_the_lowest_ids_are_found(k: int) -> None:
+    generator = np.random.default_rng(0)
+    names = [f"{n}" for n in generator.permutation(600)]
+    index = made()
+    for first, last in ((0, 500), (500, 590), (590, 600)):
+        own = [Document(DocumentId(name), "word" if int(name) % 2 else "other") for name in names[first:last]]
+        index.add(own, TokenEmbeddings(torch.ones(last - first, 2) / 2**0.5, offsets_of([1] * (last - first))))
+    (hits,) = index.search(TokenEmbeddings(torch.ones(1, 2), offsets_of([1])), k)
+    assert list(hits.documents) == sorted(names)[:k]
+    (hits,) = index.search(TokenEmbeddings(torch.ones(0, 2), offsets_of([0])), k)
+    assert list(hits.documents) == sorted(names)[:k]
+    (hits,) = index.snapshot().search_text(["word"], k)
+    assert list(hits.documents) == sorted(name for name in names if int(name) % 2)[:k]
+
+
+# ── Kept vectors ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def compressing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of a few tokens are compressed, and have lists."""
+    monkeypatch.setattr(folding, "COMPRESS_AT", 200)
+    monkeypatch.setattr(codebooks, "SCANNED_TOKENS", 200)
+    monkeypatch.setattr(codebooks, "EXACT_TOKENS", 100)
+
+
+@pytest.mark.usefixtures("compressing")
+@pytest.mark.parametrize(("keep", "tolerance"), [("float16", 1e-3), ("int8", 2e-2)])
+def test_kept_vectors_are_fetched_and_have_the_last_word(keep: Keep, tolerance: float) -> None:
+    generator = np.random.default_rng(0)
+    tokens, queries = packed(generator, [5] * 300), packed(generator, [4] * 5)
+    index = made("residual4", keep)
+    index.add(documents(0, 300), tokens)
+    snapshot = index.snapshot()
+    assert [segment.kind for segment in snapshot.segments] == ["residual"]
+    fetched = snapshot.fetch([DocumentId("0007"), DocumentId("0003")])
+    assert float((fetched.tokens - torch.cat([tokens[7], tokens[3]])).abs().max()) < tolerance
+    truth = _exact(queries, tokens, 5)
+    found = snapshot.search(queries, 5, options=SearchOptions(candidates=300))
+    stored = snapshot.search(queries, 5, options=SearchOptions(candidates=300, rescore=False))
+    assert _error(found, truth) < 2 * tolerance
+    assert _error(found, truth) < 0.5 * _error(stored, truth)
+    assert _shared(found, truth) > (0.99 if keep == "float16" else 0.9)
+
+
+def _error(found: list[Ranking], truth: list[Ranking]) -> float:
+    return max(float(np.abs(one.scores - other.scores).max()) for one, other in zip(found, truth, strict=True))
+
+
+def _exact(queries: TokenEmbeddings[Tensor], tokens: TokenEmbeddings[Tensor], k: int, first: int = 0) -> list[Ranking]:
+    own = [TokenEmbeddings(each.tokens.numpy(), each.offsets) for each in (queries, tokens)]
+    names = [DocumentId(f"{n:04}") for n in range(first, first + len(tokens))]
+    return [Ranking.from_scores(names, row, k) for row in reference.maxsim_all_pairs(*own)]
+
+
+def _shared(found: list[Ranking], truth: list[Ranking]) -> float:
+    shared = [len({*one.documents} & {*other.documents}) for one, other in zip(found, truth, strict=True)]
+    return sum(shared) / sum(map(len, truth))
+
+
+# ── A codebook that has grown ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _topical(generator: np.random.Generator, topics: Any, length: int) -> TokenEmbeddings[Tensor]:
+    """For each topic, so many of its words with noise."""
+    words = unit(np.random.default_rng(9), 40 * 6).view(40, 6, WIDTH)
+    chosen = words[topics][torch.arange(len(topics))[:, None], generator.integers(0, 6, (len(topics), length))]
+    tokens = chosen.flatten(0, 1) + 0.15 * unit(generator, len(topics) * length)
+    return TokenEmbeddings(torch.nn.functional.normalize(tokens, dim=1), offsets_of([length] * len(topics)))
+
+
+@pytest.mark.usefixtures("compressing")
+def test_what_was_encoded_before_the_codebook_grew_is_found_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebooks, "TOKENS_PER_CENTROID", 10)
+    monkeypatch.setattr(folding, "MOST_TOKENS", 1_500)
+    generator = np.random.default_rng(0)
+    index, parts = made("residual4"), []
+    for first in range(0, 1_200, 240):
+        parts.append(_topical(generator, generator.integers(0, 40, 240), 5))
+        index.add(documents(first, 240), parts[-1])
+    snapshot = index.snapshot()
+    assert snapshot.codebook is not None
+    listed = [segment.lists_for(snapshot.codebook) for segment in snapshot.segments]
+    known = [0 if lists is None else lists.centroids for lists in listed]
+    assert len(known) == 5
+    assert 0 < known[0] < 0.5 * known[-1]
+    assert known[-1] == len(snapshot.codebook)
+    tokens = TokenEmbeddings(torch.cat([part.tokens for part in parts]), offsets_of([5] * 1_200))
+    queries = _topical(generator, np.arange(40), 5)
+    truth = _exact(queries, tokens, 5)
+    options = SearchOptions(candidates=150, probe=16)
+    assert _shared(snapshot.search(queries, 5, options=options), truth) > 0.9
+    for first in range(0, 1_200, 240):  # and none of the segments is worse off than the others
+        own = [DocumentId(f"{n:04}") for n in range(first, first + 240)]
+        expected = _exact(queries, tokens.span(first, first + 240), 3, first)
+        found = snapshot.search(queries, 3, candidates=own, options=SearchOptions(candidates=40, probe=16))
+        assert _shared(found, expected) > 0.85
