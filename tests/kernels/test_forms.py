@@ -31,7 +31,7 @@ Embeddings = TokenEmbeddings[NDArray[np.floating]]
 seeds = st.integers(0, 2**32 - 1)
 WIDTHS = (1, 3, 8, 17, 33)
 law = settings(
-    max_examples=min(200, settings.default.max_examples),  # one form of the three is interpreted
+    max_examples=max(12, settings.default.max_examples * 2 // 5),  # one form of the three is interpreted
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -22,7 +22,7 @@ from lateinteraction.kernels.operands import Tokens
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 seeds = st.integers(0, 2**32 - 1)
 law = settings(
-    max_examples=max(25, settings.default.max_examples // 5),
+    max_examples=max(8, settings.default.max_examples // 5),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 """The interpreter takes a tenth of a second for an example."""
