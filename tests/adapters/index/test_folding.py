@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lateinteraction.adapters.index.folding import COMPRESS_AT, FANOUT, MOST_TOKENS, Size, folded, groups, kind_of
+from lateinteraction.adapters.index.folding import (
+    ALIKE,
+    COMPRESS_AT,
+    FANOUT,
+    FURTHER,
+    MOST_TOKENS,
+    Size,
+    compress_at,
+    folded,
+    groups,
+    kind_of,
+)
 from lateinteraction.adapters.index.settings import IndexOptions, IndexSettings
 
 
-def after(additions: list[Size]) -> tuple[list[Size], int]:
+def after(additions: list[Size], least: int | None = None) -> tuple[list[Size], int]:
     """The segments that these additions leave, and how many documents were written in all."""
     segments: list[Size] = []
     written = 0
     for incoming in additions:
-        count = folded(segments, incoming)
+        count = folded(segments, incoming, compress_at=least)
         gone = segments[len(segments) - count :]
         whole = Size(
             incoming.documents + sum(each.documents for each in gone),
@@ -49,6 +61,30 @@ def test_segments_stay_few_whatever_the_sizes(additions: list[Size]) -> None:
     assert len(segments) <= (FANOUT - 1) * (levels + 1)
 
 
+LEAST = COMPRESS_AT // FURTHER
+
+
+def test_residual_segments_halve_and_a_token_is_copied_once_for_each_doubling() -> None:
+    segments, written = after([Size(1, 60)] * 10_000, LEAST)
+    large = [each for each in segments if each.tokens >= LEAST]
+    small = [each for each in segments if each.tokens < LEAST]
+    assert len(large) <= math.log2(600_000 / LEAST) + 1
+    assert all(earlier.tokens > ALIKE * later.tokens for earlier, later in itertools.pairwise(large))
+    assert sum(each.tokens for each in small) < LEAST
+    doublings = math.log2(600_000 / LEAST)
+    assert written <= 10_000 * (math.ceil(math.log(LEAST / 60, FANOUT)) + 1 + doublings)
+
+
+@given(st.lists(st.builds(Size, st.integers(1, 5000), st.integers(0, 50_000)), max_size=200))
+def test_whatever_the_sizes_few_tokens_are_scored_exactly_and_residual_segments_fall(additions: list[Size]) -> None:
+    segments, _ = after(additions, LEAST)
+    assert sum(each.documents for each in segments) == sum(each.documents for each in additions)
+    assert sum(each.tokens for each in segments if each.tokens < LEAST) < LEAST
+    large = [each.tokens for each in segments if each.tokens >= LEAST]
+    pairs = itertools.pairwise(large)
+    assert all(earlier > ALIKE * later or earlier + later > MOST_TOKENS for earlier, later in pairs)
+
+
 @given(st.lists(st.builds(Size, st.integers(1, 5000), st.integers(0, MOST_TOKENS)), max_size=50))
 def test_compaction_joins_neighbours_as_long_as_they_fit(sizes: list[Size]) -> None:
     joined = list(groups(sizes))
@@ -65,3 +101,13 @@ def test_the_codec_decides_how_segments_are_stored() -> None:
     assert kinds("float16") == ["vectors"] * 3
     assert kinds("int8") == ["int8"] * 3
     assert kinds("auto") == kinds("residual2") == ["vectors", "vectors", "residual"]
+
+
+def test_once_there_is_a_codebook_smaller_segments_are_residual() -> None:
+    settings = IndexSettings(IndexOptions("residual4"))
+    assert compress_at(settings, trained=False) == COMPRESS_AT
+    assert compress_at(settings, trained=True) == LEAST
+    assert compress_at(IndexSettings(IndexOptions("float16")), trained=True) is None
+    assert kind_of(settings, LEAST - 1, trained=True) == "vectors"
+    assert kind_of(settings, LEAST, trained=True) == "residual"
+    assert kind_of(settings, 1, trained=True, coded=True) == "residual"

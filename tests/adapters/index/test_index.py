@@ -389,7 +389,7 @@ def test_one_long_document_can_begin_a_compressed_index(monkeypatch: pytest.Monk
     tokens = torch.nn.functional.normalize(torch.randn(300, WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
     for name in ("one", "two"):
         index.add([Document(DocumentId(name), "")], TokenEmbeddings(tokens, offsets_of([300])))
-    assert index.snapshot().stats().segments == {"residual": 2}
+    assert index.snapshot().stats().segments == {"residual": 1}
     assert set(index.search(QUERY, 2)[0].documents) == {"one", "two"}
 
 
@@ -418,7 +418,7 @@ def test_a_stream_leaves_no_long_tail_that_is_scored_exactly() -> None:
     sizes: list[folding.Size] = []
     for _ in range(40):
         incoming = folding.Size(500, 30_000)
-        count = folding.folded(sizes, incoming, compressing=True)
+        count = folding.folded(sizes, incoming, compress_at=folding.COMPRESS_AT)
         gone = sizes[len(sizes) - count :]
         whole = folding.Size(500 + sum(each.documents for each in gone), 30_000 + sum(each.tokens for each in gone))
         sizes = [*sizes[: len(sizes) - count], whole]

@@ -251,6 +251,7 @@ def test_lists_outlive_the_growth_of_their_codebook(monkeypatch: pytest.MonkeyPa
     """Centroids that came later list nothing in them."""
     monkeypatch.setattr(codebook, "EXACT_TOKENS", 0)
     monkeypatch.setattr(codebook, "SCANNED_TOKENS", 0)
+    monkeypatch.setattr(folding, "ALIKE", 0)  # the segments stay apart
     index = made("nothing")
     add(index, *range(200))
     first = index.snapshot()

@@ -170,6 +170,7 @@ def test_a_codebook_that_is_trained_anew_is_that_of_the_documents_there_are(
 ) -> None:
     """With vectors that were kept, as one that never knew any others; without them the old error comes on top."""
     monkeypatch.setattr(folding, "COMPRESS_AT", 200)
+    monkeypatch.setattr(folding, "ALIKE", 0)  # the segments stay apart
 
     def cluster(seed: int, count: int) -> tuple[list[Document], TokenEmbeddings[torch.Tensor]]:
         generator = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lateinteraction.adapters.index.index import StoredIndex
+from lateinteraction.adapters.index.settings import IndexOptions
 from lateinteraction.adapters.index.snapshot import IndexSnapshot
 from lateinteraction.adapters.index.storage import FolderStorage
 from lateinteraction.adapters.index.writing import Writer
@@ -211,7 +212,7 @@ def test_what_a_kill_may_leave_is_nothing_wrong(figures: Any, tmp_path: Path) ->
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Any:
-    return damages._victim(tmp_path / "victim", 5, "float16", False)
+    return damages._victim(tmp_path / "victim", 5, IndexOptions("float16"), False)
 
 
 def examined(tmp_path: Path, victim: Any, files: dict[str, bytes], name: str = "commits") -> str:

@@ -124,16 +124,22 @@ class Changes:
         if self._compacting:
             yield from folding.groups(sizes)
             return
-        compressing = self._settings.bits is not None
-        last = 0 if self._incoming is None else 1 + folding.folded(sizes[:-1], sizes[-1], compressing=compressing)
+        least = folding.compress_at(self._settings, trained=self._trained)
+        last = 0 if self._incoming is None else 1 + folding.folded(sizes[:-1], sizes[-1], compress_at=least)
         for number in range(len(sizes) - last):
             yield slice(number, number + 1)
         if last:
             yield slice(len(sizes) - last, len(sizes))
 
+    @property
+    def _trained(self) -> bool:
+        """Whether this change starts from an index with a codebook."""
+        return "codebook" in self.snapshot.opened.manifest.shared
+
     def _kind(self, parts: Sequence[Part]) -> Kind:
         coded = any(part.segment.record.kind == "residual" for part in parts)
-        return folding.kind_of(self._settings, sum(part.tokens for part in parts), coded=coded)
+        tokens = sum(part.tokens for part in parts)
+        return folding.kind_of(self._settings, tokens, trained=self._trained, coded=coded)
 
     def _rewritten(self, groups: Sequence[Sequence[Part]]) -> set[int]:
         """The numbers of those groups that are written anew.
