@@ -27,9 +27,10 @@ TORCH = "torch==2.13.0"
 
 @dataclass(frozen=True)
 class Peer:
-    """What one environment holds: the arguments of one `pip install` after another."""
+    """One environment: the arguments of one `pip install` after another, and where it finds what it lacks."""
 
     steps: tuple[tuple[str, ...], ...]
+    lender: str | None = None
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -69,13 +70,13 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
 )
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], wanted: Mapping[str, Peer] = PEERS) -> int:
     """Bring every environment up to date; the exit status."""
     parent = Path(arguments[0]).absolute() if arguments else FOLDER
     try:
         with Path(__file__).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for name, peer in PEERS.items():
+            for name, peer in wanted.items():
                 bring_up_to_date(parent / name, peer)
     except InstallationError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -129,13 +130,27 @@ def is_satisfied(folder: Path, peer: Peer) -> bool:
 def install(folder: Path, peer: Peer) -> None:
     """Make it from nothing: these environments are never mended."""
     environment.create(folder)
+    if peer.lender is not None:
+        borrow(folder, peer.lender)
     install_step(folder, ("--upgrade", "pip"))
     index = os.environ.get("TORCH_INDEX") or environment.cpu_index()
     for step in peer.steps:
         # PyTorch's index serves torch alone.
-        install_step(folder, (*step, "--extra-index-url", index) if index and step == (TORCH,) else step)
+        install_step(folder, (*step, "--extra-index-url", index) if index and is_torch(step) else step)
     (folder / "unfinished").unlink()
     print(f"{folder.name}: {environment.megabytes(folder):,.0f} MB installed")
+
+
+def is_torch(step: Sequence[str]) -> bool:
+    """Whether a step installs torch and nothing else."""
+    return len(step) == 1 and step[0].startswith("torch==")
+
+
+def borrow(folder: Path, lender: str) -> None:
+    """Let an environment find what it lacks in one beside it; what it holds itself comes first."""
+    own = next(folder.glob("lib/python*/site-packages"))
+    theirs = folder.parent / lender / own.relative_to(folder)
+    (own / f"borrowed-from-{lender}.pth").write_text(f"{theirs}\n", encoding="utf-8")
 
 
 def install_step(folder: Path, arguments: Sequence[str]) -> None:

@@ -461,11 +461,13 @@ def test_one_environment_holds_torch_and_the_other_finds_it_there(
         (folder / "unfinished").touch()
 
     monkeypatch.setenv("TORCH_INDEX", "https://torch.example")
-    monkeypatch.setattr(tool.environment, "create", create)
-    monkeypatch.setattr(tool.environment, "run_pip", lambda folder, *arguments: calls.append((folder.name, *arguments)))
+    monkeypatch.setattr(tool.peers.environment, "create", create)
+    monkeypatch.setattr(
+        tool.peers.environment, "run_pip", lambda folder, *arguments: calls.append((folder.name, *arguments))
+    )
     for name, peer in tool.PEERS.items():
-        tool.bring_up_to_date(tmp_path / name, peer)
-        tool.bring_up_to_date(tmp_path / name, peer)  # does nothing
+        tool.peers.bring_up_to_date(tmp_path / name, peer)
+        tool.peers.bring_up_to_date(tmp_path / name, peer)  # does nothing
     assert [call[0] for call in calls] == ["index-t211"] * 3 + ["pylate-index"] * 3
     offered = [call for call in calls if "https://torch.example" in call]
     assert offered == [("index-t211", "install", tool.TORCH, "--extra-index-url", "https://torch.example")]
