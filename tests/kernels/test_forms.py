@@ -23,7 +23,7 @@ from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
 from lateinteraction.kernels.dispatch import FormName, load
 from lateinteraction.kernels.form import Form
-from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, winners_dtype
+from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Listed, Tokens, winners_dtype
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -348,6 +348,30 @@ def test_probes(form: Form, seed: int, nprobe: int) -> None:
     generator = np.random.default_rng(seed)
     scores = (generator.integers(-9, 9, (int(generator.integers(1, 500)), 3)) / 8).astype(np.float32)
     equal(form.probe(torch.from_numpy(scores), nprobe), reference.probe(scores, nprobe))
+
+
+@law
+@given(seeds, st.integers(1, 3))
+def test_what_lists_say_of_documents(form: Form, seed: int, blocks: int) -> None:
+    generator = np.random.default_rng(seed)
+    tokens, count = int(generator.integers(0, 5)), 2**16 * (blocks - 1) + int(generator.integers(1, 40))
+    many = blocks * int(generator.integers(0, 6))
+    firsts = 2**16 * (np.arange(many) % blocks)
+    lengths = generator.integers(0, 7, (tokens, many))
+    highest = np.minimum(count - firsts, 2**16)
+    drawn = [[generator.integers(0, highest[m], lengths[s, m]) for m in range(many)] for s in range(tokens)]
+    listings = np.concatenate([np.empty(3, np.int64), *(each for own in drawn for each in own)])
+    ends = 3 + np.cumsum(lengths).reshape(lengths.shape)
+    gains = (generator.integers(0, 9, (tokens, many)) / 8).astype(np.float32)
+    listed = Listed(
+        torch.from_numpy(listings.astype(np.uint16)),
+        torch.from_numpy(np.stack([ends - lengths, ends], axis=2)),
+        torch.from_numpy(firsts),
+    )
+    expected = reference.listed_scores(
+        [[each + first for each, first in zip(own, firsts, strict=True)] for own in drawn], gains, count
+    )
+    equal(form.listed_scores(listed, torch.from_numpy(gains), count), expected)
 
 
 @law

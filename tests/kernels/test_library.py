@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lateinteraction import kernels
 from lateinteraction.kernels import library
-from lateinteraction.kernels.operands import Codec, Compressed, Tokens
+from lateinteraction.kernels.operands import Codec, Compressed, Listed, Tokens
 
 
 def tokens(rows: int, spans: list[list[int]], *, gradient: bool = False) -> Tokens:
@@ -29,6 +29,11 @@ PAIRS = torch.tensor([[0, 1], [1, 0], [1, 1]])
 CENTROIDS = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(1)), dim=1)
 CODEC = Codec(CENTROIDS, torch.tensor([-0.5, 0.0, 0.5]), torch.tensor([-0.7, -0.2, 0.2, 0.7]))
 CODES = torch.arange(9, dtype=torch.int32) % 6
+LISTED = Listed(
+    torch.tensor([0, 2, 4, 1, 2], dtype=torch.uint16),
+    torch.tensor([[[0, 3], [3, 5]], [[2, 2], [1, 4]]]),
+    torch.tensor([0, 4]),
+)
 SCORES = CENTROIDS @ QUERIES.values.detach().mT
 
 
@@ -66,6 +71,7 @@ SAMPLES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "centroid_scores": lambda: (QUERIES.values.detach(), CENTROIDS),
     "quantise_table": lambda: (SCORES,),
     "probe": lambda: (SCORES, 2),
+    "listed_scores": lambda: (*LISTED, torch.tensor([[0.5, 0.25], [1.0, 0.0]]), 9),
     "centroid_interaction": lambda: (*kernels.quantise_table(SCORES), QUERIES.spans, CODES, DOCUMENTS.spans),
     "residual_maxsim": lambda: (*detached(QUERIES), SCORES, *CODEC, *compressed()),
     "kmeans_assign": lambda: (DOCUMENTS.values.detach(), CENTROIDS),

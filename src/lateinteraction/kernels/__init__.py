@@ -14,7 +14,7 @@ from torch import Tensor
 from lateinteraction.kernels import library
 from lateinteraction.kernels.dispatch import Choice, FormName, MissingForm, form_for, use
 from lateinteraction.kernels.eager.order import best_of
-from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, spans_of
+from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Listed, Tokens, spans_of
 from lateinteraction.kernels.packing import packed, padded
 from lateinteraction.kernels.sharing import at_most
 
@@ -24,6 +24,7 @@ __all__ = [
     "Codec",
     "Compressed",
     "FormName",
+    "Listed",
     "MissingForm",
     "Tokens",
     "at_most",
@@ -33,6 +34,7 @@ __all__ = [
     "inverse_norms",
     "kmeans_assign",
     "kmeans_update",
+    "listed_scores",
     "maxsim_all_pairs",
     "maxsim_all_pairs_winners",
     "maxsim_listed",
@@ -196,6 +198,17 @@ def probe(scores: Tensor, nprobe: int) -> Tensor:
     """The best min(nprobe, K) centroids of each query token, from (K, S): int64 (S, nprobe), best first."""
     _check_count("nprobe", nprobe)
     return library.probe(scores, nprobe)
+
+
+def listed_scores(listed: Listed, gains: Tensor, count: int) -> Tensor:
+    """What lists say of documents 0 … count − 1, float32 (count,): Σ over tokens of the best gain of a list, or 0.
+
+    Args:
+        listed: of each query token, M lists.
+        gains: float32 (S, M), at least 0.
+        count: documents.
+    """
+    return library.listed_scores(*listed, gains, count)
 
 
 def centroid_interaction(table: CentroidTable, query_spans: Tensor, codes: Tensor, document_spans: Tensor) -> Tensor:

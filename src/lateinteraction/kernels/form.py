@@ -18,7 +18,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens
+from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Listed, Tokens
 
 
 class Form(Protocol):
@@ -114,6 +114,14 @@ class Form(Protocol):
         """The best min(nprobe, K) centroids of each query token, from scores (K, S): int64 (S, nprobe), best first.
 
         Exact, by blocks: the best of each block first, then only blocks that can hold a winner. Ties: lowest index.
+        """
+        ...
+
+    @staticmethod
+    def listed_scores(listed: Listed, gains: Tensor, count: int) -> Tensor:
+        """What lists say of documents 0 … count − 1, float32 (count,), with gains float32 (S, M), at least 0:
+
+        Σ_s max(0, gains[s, m] over the lists m of token s that name the document), summed in the order of tokens.
         """
         ...
 

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from lateinteraction.kernels.dispatch import form_for, load, use
 from lateinteraction.kernels.form import Form
-from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, winners_dtype
+from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Listed, Tokens, winners_dtype
 
 # torch has no public question for its modes and transforms. A name that goes is an error at import, seen at once.
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
@@ -304,6 +304,14 @@ def _quantised(scores: Tensor) -> tuple[Tensor, ...]:
     return tuple(each for each in _form(scores).quantise_table(scores) if each is not None)
 
 
+def _listed(documents: Tensor, spans: Tensor, firsts: Tensor, gains: Tensor, count: int) -> Tensor:
+    if spans.shape != (*gains.shape, 2) or firsts.shape != gains.shape[1:]:
+        raise ValueError(
+            f"spans {tuple(spans.shape)} and first documents {tuple(firsts.shape)} of gains {tuple(gains.shape)}"
+        )
+    return _form(gains).listed_scores(Listed(documents, spans, firsts), gains, count)
+
+
 def _residual_maxsim(*arguments: Any) -> Tensor:
     queries, scores, codec = Tokens(*arguments[:4]), arguments[4], Codec(*arguments[5:8])
     documents = Compressed(*arguments[8:])
@@ -399,6 +407,12 @@ centroid_interaction = _operation(
     lambda values, steps, lows, query_spans, codes, document_spans: values.new_empty(
         (query_spans.shape[0], document_spans.shape[0]), dtype=torch.float32
     ),
+)
+listed_scores = _operation(
+    "listed_scores",
+    "(Tensor documents, Tensor spans, Tensor firsts, Tensor gains, SymInt count) -> Tensor",
+    _listed,
+    lambda documents, spans, firsts, gains, count: gains.new_empty(count),
 )
 residual_maxsim = _operation(
     "residual_maxsim",

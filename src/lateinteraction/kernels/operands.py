@@ -74,6 +74,17 @@ class CentroidTable(NamedTuple):
     """float32 (S,)."""
 
 
+class Listed(NamedTuple):
+    """Of each query token, the lists of documents that it looks into: M of them, some of which may be empty."""
+
+    documents: Tensor
+    """uint16 (L,): all lists, one behind the other, of documents counted from the first of their block."""
+    spans: Tensor
+    """int64 (S, M, 2): where each list is."""
+    firsts: Tensor
+    """int64 (M,): the first document of the block that the m-th list of every token is of."""
+
+
 def spans_of(offsets: Tensor) -> Tensor:
     """Spans (N, 2) of packed items from their offsets int64 (N+1,): a view, nothing is copied."""
     return offsets.unfold(0, 2, 1) if offsets.shape[0] > 1 else offsets.new_empty((0, 2))

@@ -8,14 +8,15 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import pytest
 import torch
 from guards import MEMORY, break_a_rule, guard_what_kernels_allocate, guarded
 
 from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
-from lateinteraction.kernels.cpu import interaction, kmeans, residual, tables, threads
+from lateinteraction.kernels.cpu import interaction, kmeans, lists, residual, tables, threads
 from lateinteraction.kernels.cpu.processor import processor
-from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens
+from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Listed, Tokens
 
 SHAPES = [(1, 1, 1), (3, 1, 2), (5, 2, 7), (33, 31, 17), (9, 32, 16), (40, 33, 33), (70, 100, 8), (65, 129, 128)]
 """Centroids, query tokens, dimensions."""
@@ -48,6 +49,18 @@ def check_tables(queries: np.ndarray, centroids: np.ndarray, codes: np.ndarray) 
         assert result[2].tolist() == [0.0] * 3
         assert result[:2, 2].tolist() == [-np.inf] * 2
     return scores
+
+
+def check_lists(generator: np.random.Generator, count: int) -> None:
+    """Lists up to the last document, and lists that name one beyond it."""
+    documents = np.append(generator.integers(0, count, 8), count - 1).astype(np.uint16)
+    spans, firsts = guarded(np.array([[[0, 4], [4, 4]], [[3, 9], [9, 9]]])), guarded(np.zeros(2, np.int64))
+    gains = np.array([[0.5, 1.0], [0.25, 2.0]], np.float32)
+    drawn = [[documents[:4].astype(np.int64), documents[:0]], [documents[3:].astype(np.int64), documents[:0]]]
+    found = lists.listed_scores(Listed(guarded(documents), spans, firsts), guarded(gains), count)
+    np.testing.assert_array_equal(found, reference.listed_scores(drawn, gains, count))
+    with pytest.raises(IndexError, match="beyond"):
+        lists.listed_scores(Listed(guarded(documents), spans, firsts), guarded(gains), count - 1)
 
 
 def check_codec(queries: np.ndarray, codec: reference.ResidualCodec, tokens: np.ndarray, scores: np.ndarray) -> None:
@@ -90,6 +103,7 @@ def check(generator: np.random.Generator) -> None:
             held_out = unit(generator, 30, width)
             check_codec(queries, reference.train_codec(held_out, centroids, bits), tokens, scores)
         check_kmeans(tokens, centroids)
+        check_lists(generator, count)
         MEMORY.check()
 
 

@@ -19,7 +19,7 @@ from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.kernels.dispatch import FormName, load
 from lateinteraction.kernels.form import Form
-from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Tokens, spans_of
+from lateinteraction.kernels.operands import CentroidTable, Codec, Compressed, Listed, Tokens, spans_of
 
 Outcome = tuple[Tensor, ...]
 Expected = tuple[NDArray[Any], ...]
@@ -144,6 +144,13 @@ def _pairs_winners(form: Form, world: World) -> Outcome:
     return scores, torch.where(there, winners, -1)
 
 
+def _listed(world: World) -> Listed:
+    """As if each query were a token that looked into all documents, and their codes were documents."""
+    documents, spans = world.compressed.codes.type(torch.uint16), world.documents.spans
+    shape = len(world.queries.spans), len(spans), 2
+    return Listed(documents, spans.expand(shape).contiguous(), spans.new_zeros(len(spans)))
+
+
 OPERATIONS: Mapping[str, Callable[[Form, World], Outcome]] = {
     "maxsim_all_pairs": lambda form, w: (form.maxsim_all_pairs(w.queries, w.documents),),
     "maxsim_all_pairs_winners": lambda form, w: form.maxsim_all_pairs_winners(w.queries, w.documents),
@@ -159,6 +166,7 @@ OPERATIONS: Mapping[str, Callable[[Form, World], Outcome]] = {
     "centroid_scores": lambda form, w: (form.centroid_scores(w.rows, w.codec.centroids),),
     "quantise_table": lambda form, w: tuple(each for each in form.quantise_table(w.scores) if each is not None),
     "probe": lambda form, w: (form.probe(w.scores, NPROBE),),
+    "listed_scores": lambda form, w: (form.listed_scores(_listed(w), w.upstream.abs(), len(w.codec.centroids)),),
     "centroid_interaction": lambda form, w: (
         form.centroid_interaction(CentroidTable(w.scores), w.queries.spans, w.compressed.codes, w.documents.spans),
     ),
@@ -186,6 +194,8 @@ INEXACT = (
     "residual_decode",
 )
 """Operations that divide, or take a root; their whole numbers are exact all the same."""
+IN_TORCH = ("listed_scores",)
+"""Operations that the Triton form leaves to torch."""
 OF_BYTES = ("maxsim_all_pairs", "maxsim_all_pairs_winners", "maxsim_pairs", "maxsim_pairs_winners", "maxsim_top_k")
 OF_HALVES = tuple(name for name in OPERATIONS if name.startswith(("maxsim", "xtr", "inverse_norms", "residual_maxsim")))
 CALLS = tuple(
@@ -235,6 +245,13 @@ def expected_of(name: str, world: World) -> Expected:
         "centroid_scores": lambda: (reference.centroid_scores(queries, codec.centroids),),
         "quantise_table": lambda: (quantised.values, quantised.steps, quantised.lows),
         "probe": lambda: (reference.probe(table, NPROBE),),
+        "listed_scores": lambda: (
+            reference.listed_scores(
+                [[codes[start:end] for start, end in world.documents.spans] for _ in world.queries.spans],
+                world.upstream.abs().numpy(),
+                len(table),
+            ),
+        ),
         "centroid_interaction": lambda: (
             reference.centroid_interaction(table, queries.offsets, codes, documents.offsets),
         ),

@@ -9,8 +9,7 @@ Documents are counted in blocks of 65,536, so that a listing takes two bytes.
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,9 @@ from numpy.typing import NDArray
 from lateinteraction.adapters.index.arrays import Arrays
 from lateinteraction.domain.embeddings import Offsets, offsets_of
 from lateinteraction.domain.errors import CorruptIndex
+
+if TYPE_CHECKING:
+    from lateinteraction.kernels import Listed
 
 BLOCK = 2**16
 """Documents of a block."""
@@ -86,32 +88,28 @@ class Lists:
             centroids: (S, P), the nearest of each query token.
             similarities: float32 (S, P), their similarity to it.
         """
-        if not self._documents:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        places, documents, firsts = self._postings(centroids)
-        gained = (similarities - similarities.min(axis=1, keepdims=True)).ravel()[places]
-        total, best = np.zeros((2, self._documents), np.float32)
-        for first, last in itertools.pairwise(firsts):
-            own = documents[first:last]
-            np.maximum.at(best, own, gained[first:last])
-            total[own] += best[own]  # a document that comes twice is given the same sum twice
-            best[own] = 0
-        listed = np.flatnonzero(total)
-        return listed, total[listed]
+        from lateinteraction import kernels
+        from lateinteraction.adapters.neural.transfer import to_device, to_host
 
-    def _postings(self, centroids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """For each listing its place in `centroids` and its document, and where each query token's listings begin."""
-        places, blocks = np.divmod(np.arange(centroids.size * self._blocks), self._blocks)
-        wanted = centroids.ravel()[places]
-        known = wanted < self.centroids
-        lists = np.where(known, blocks * self.centroids + wanted, 0)
-        starts, ends = self._starts[lists], np.where(known, self._starts[lists + 1], self._starts[lists])
-        self._arrays.check(ROWS, starts, ends)
-        sizes = ends - starts
-        offsets = offsets_of(sizes)
-        rows = self._rows[np.repeat(starts - offsets[:-1], sizes) + np.arange(offsets[-1])]
-        documents = rows.astype(np.int64) + np.repeat(blocks * BLOCK, sizes)
-        per_token = centroids.shape[1] * self._blocks
-        if documents.size and int(documents.max()) >= self._documents:
-            raise CorruptIndex(f"a listing of document {int(documents.max())}", f"{self._documents} documents", _VERIFY)
-        return np.repeat(places, sizes), documents, offsets[::per_token]
+        gains = np.repeat(similarities - similarities.min(axis=1, keepdims=True), self._blocks, axis=1)
+        try:
+            total = to_host(kernels.listed_scores(self._listed(centroids), to_device(gains, "cpu"), self._documents))
+        except IndexError as error:
+            raise CorruptIndex("a listing of a document too many", f"{self._documents} documents", _VERIFY) from error
+        found = np.flatnonzero(total)
+        return found, total[found]
+
+    def _listed(self, centroids: NDArray[np.int64]) -> Listed:
+        """The lists of these centroids, those of each in all blocks side by side, verified."""
+        from lateinteraction.adapters.index.payloads import tensor_of
+        from lateinteraction.kernels import Listed
+
+        blocks = np.arange(self._blocks)
+        known = np.repeat(centroids < self.centroids, self._blocks, axis=1)
+        lists = np.where(known, (centroids[:, :, None] + blocks * self.centroids).reshape(known.shape), 0)
+        starts = self._starts[lists]
+        ends = np.where(known, self._starts[lists + 1], starts)
+        self._arrays.check(ROWS, starts.ravel(), ends.ravel())
+        firsts = np.tile(blocks * BLOCK, centroids.shape[1])
+        spans = np.stack([starts, ends], axis=2)
+        return Listed(*map(tensor_of, (self._rows, spans, firsts)))

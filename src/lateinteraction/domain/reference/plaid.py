@@ -7,6 +7,8 @@ D dimensions, b bits per dimension, B = ⌈D b / 8⌉ bytes per token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
@@ -230,6 +232,23 @@ def probe(table: Floats, nprobe: int) -> Codes:
     if nprobe < 1:
         raise InvalidOption(f"nprobe = {nprobe!r}", "a whole number of at least 1", "Probe one centroid or more.")
     return np.argsort(-table.T, axis=1, kind="stable")[:, :nprobe].astype(np.int64)
+
+
+def listed_scores(lists: Sequence[Sequence[Codes]], gains: Floats, count: int) -> Floats:
+    """What inverted lists say of documents 0 … count − 1, (count,).
+
+    score(d) = Σ_s max(0, max_{m : d in lists[s][m]} gains[s, m])
+
+    Args:
+        lists: of each of S query tokens, the documents of M lists.
+        gains: (S, M).
+        count: documents.
+    """
+    best = np.zeros((len(gains), count))
+    for own, token_lists, token_gains in zip(best, lists, gains, strict=True):
+        for documents, gain in zip(token_lists, token_gains, strict=True):
+            own[documents] = np.maximum(own[documents], gain)
+    return best.sum(axis=0).astype(precision_of(gains))
 
 
 def centroid_interaction(table: Floats, query_offsets: Offsets, codes: Codes, document_offsets: Offsets) -> Floats:

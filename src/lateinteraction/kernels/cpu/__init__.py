@@ -9,6 +9,7 @@ from __future__ import annotations
 from lateinteraction.kernels.cpu.gradients import maxsim_all_pairs_gradients, maxsim_pairs_gradients
 from lateinteraction.kernels.cpu.interaction import centroid_interaction
 from lateinteraction.kernels.cpu.kmeans import kmeans_assign, kmeans_update
+from lateinteraction.kernels.cpu.lists import listed_scores
 from lateinteraction.kernels.cpu.maxsim import (
     maxsim_all_pairs,
     maxsim_all_pairs_winners,
@@ -27,6 +28,7 @@ __all__ = [
     "inverse_norms",
     "kmeans_assign",
     "kmeans_update",
+    "listed_scores",
     "maxsim_all_pairs",
     "maxsim_all_pairs_gradients",
     "maxsim_all_pairs_winners",

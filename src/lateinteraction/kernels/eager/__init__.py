@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lateinteraction.kernels.eager.gradients import maxsim_all_pairs_gradients, maxsim_pairs_gradients
 from lateinteraction.kernels.eager.kmeans import kmeans_assign, kmeans_update
+from lateinteraction.kernels.eager.lists import listed_scores
 from lateinteraction.kernels.eager.maxsim import (
     inverse_norms,
     maxsim_all_pairs,
@@ -25,6 +26,7 @@ __all__ = [
     "inverse_norms",
     "kmeans_assign",
     "kmeans_update",
+    "listed_scores",
     "maxsim_all_pairs",
     "maxsim_all_pairs_gradients",
     "maxsim_all_pairs_winners",

@@ -1,7 +1,11 @@
-"""Every operation in Triton, for CUDA and ROCm devices; on the host in Triton's interpreter, for tests."""
+"""Every operation in Triton, for CUDA and ROCm devices; on the host in Triton's interpreter, for tests.
+
+But for `listed_scores`, which is the eager form's: a device looks at all codes sooner than it follows lists.
+"""
 
 from __future__ import annotations
 
+from lateinteraction.kernels.eager.lists import listed_scores
 from lateinteraction.kernels.gpu.codec import residual_decode, residual_encode
 from lateinteraction.kernels.gpu.forward import maxsim_all_pairs, maxsim_all_pairs_winners
 from lateinteraction.kernels.gpu.gradients import maxsim_all_pairs_gradients, maxsim_pairs_gradients
@@ -20,6 +24,7 @@ __all__ = [
     "inverse_norms",
     "kmeans_assign",
     "kmeans_update",
+    "listed_scores",
     "maxsim_all_pairs",
     "maxsim_all_pairs_gradients",
     "maxsim_all_pairs_winners",
