@@ -46,22 +46,25 @@ def import_index(
         folder: of the index.
         trust_pickle: whether ids are read that stand in pickles.
         texts: by id; only exports of ours hold them themselves.
-        encoder: what made the embeddings, where a new index is to remember it and the source does not say.
+        encoder: what made the embeddings: a new index remembers it, and what the index or the source knows of it must
+            be the same.
         on_duplicate: what becomes of an id that is there.
         progress: told of the documents that were taken.
     """
     from lateinteraction.adapters.index.exchange.folders import read_folder
     from lateinteraction.adapters.index.exchange.incoming import index_for, take_in
+    from lateinteraction.adapters.index.fingerprint import fingerprint_of
     from lateinteraction.adapters.index.generations import Generations
     from lateinteraction.adapters.index.storage import FolderStorage
     from lateinteraction.wiring.indexes import stored_index
 
     incoming = read_folder(Path(source), trust_pickle=trust_pickle, texts=texts)
     there = Path(folder).exists() and Generations(FolderStorage(folder)).exists()
-    if there or (encoder is not None and incoming.encoder is None):
+    if there:
         index = stored_index(folder, encoder)
     else:
-        index = index_for(FolderStorage(folder, create=True), incoming)
+        fingerprint = None if encoder is None else fingerprint_of(encoder)
+        index = index_for(FolderStorage(folder, create=True), incoming, encoder=fingerprint)
     try:
         return take_in(index, incoming, on_duplicate=on_duplicate, progress=progress)
     finally:

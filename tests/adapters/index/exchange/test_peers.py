@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from lateinteraction.adapters.index.exchange.incoming import Incoming, index_for
 from lateinteraction.adapters.index.exchange.residuals import PlaidCodec
 from lateinteraction.adapters.index.exchange.tensors import read_tensors
 from lateinteraction.adapters.index.index import StoredIndex
+from lateinteraction.adapters.index.settings import IndexOptions
 from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.errors import DuplicateDocument, IndexMismatch, LateInteractionError, UnreadableFile
 from lateinteraction.domain.text import Document
@@ -66,7 +68,7 @@ def test_documents_are_what_their_own_reader_makes_of_them(peer_folder: PeerFold
 def test_what_was_read_is_searched_like_any_documents(peer_folder: PeerFolder, name: str) -> None:
     folder = peer_folder(name)
     expected = np.load(folder.parent / "expected.npz")
-    incoming = read_folder(folder, trust_pickle=True, texts={"a": "a text", "nobody": "x"})
+    incoming = read_folder(folder, trust_pickle=True, texts=dict.fromkeys(["a", "0", "nobody"], "a text"))
     index = index_for(MemoryStorage(), incoming)
     reported: list[tuple[int, int | None]] = []
     assert take_in(index, incoming, progress=lambda done, total: reported.append((done, total))).added == 6
@@ -332,3 +334,34 @@ def test_whole_numbers_are_ids_too_and_another_database_is_refused(peer_folder: 
         (folder / "plaid_ids_to_documents_ids.sqlite").write_bytes(content)
         with pytest.raises(UnreadableFile):
             read_folder(folder, trust_pickle=True)
+
+
+def test_a_view_is_no_table_of_ids(peer_folder: PeerFolder) -> None:
+    folder = peer_folder("pylate-1.6")
+    (folder / "plaid_ids_to_documents_ids.pkl").unlink()
+    rows = "WITH RECURSIVE c(x) AS (SELECT 0 UNION ALL SELECT x + 1 FROM c LIMIT 6) SELECT x AS key, x AS value FROM c"
+    with closing(sqlite3.connect(folder / "plaid_ids_to_documents_ids.sqlite")) as database:
+        database.execute(f"CREATE VIEW unnamed AS {rows}")
+        database.commit()
+    with pytest.raises(UnreadableFile, match="without the table"):
+        read_folder(folder, trust_pickle=True)
+
+
+def test_texts_that_are_of_no_document_are_told(peer_folder: PeerFolder, caplog: pytest.LogCaptureFixture) -> None:
+    folder = peer_folder("fast-plaid-1.7")
+    with pytest.raises(IndexMismatch, match=r"'nobody'.*'0'"):
+        read_folder(folder, texts={"nobody": "x"})
+    read_folder(folder, texts={"0": "a text", "nobody": "x", "none": "y"})
+    assert [record.getMessage()[:17] for record in caplog.records] == ["2 of 3 texts are "]
+
+
+def test_a_new_index_has_the_options_of_the_old_one_and_the_encoder_that_is_named(peer_folder: PeerFolder) -> None:
+    one, other = {"document": "1:fw=="}, {"document": "2:fwA="}
+    bare = evolve(read_folder(peer_folder("fast-plaid-1.7")), options=IndexOptions("int8", "german"))
+    made = index_for(MemoryStorage(), bare, encoder=one)
+    assert (made.settings.options, made.settings.encoder) == (IndexOptions("int8", "german"), one)
+    storage = MemoryStorage()
+    with pytest.raises(IndexMismatch):
+        index_for(storage, evolve(bare, encoder=other), encoder=one)
+    assert storage.names() == []
+    assert index_for(storage, evolve(bare, encoder=one), encoder=one).settings.encoder == one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -107,3 +108,39 @@ def test_names_stay_names() -> None:
     assert [(name.name, arguments) for name, arguments in seen] == [("print", ("ran",))]
     with pytest.raises(ValueError, match="more than plain"):
         read_pickle(written)
+
+
+DEEP = b"K\x01" + b"\x85" * 10**6
+HOSTILE = {
+    "a deep tuple as a key": b"\x80\x04}" + DEEP + b"K\x01s.",
+    "a doubled tuple as a key": b"\x80\x04}K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s.",
+    "one of several keys": b"\x80\x04}(" + DEEP + b"K\x01u.",
+    "the key of a new dictionary": b"\x80\x04(" + DEEP + b"K\x01d.",
+    "a deep tuple as a name": b"\x80\x04(X\x07\x00\x00\x00storageX\x05\x00\x00\x00torch" + DEEP + b"\x93K\x00NK\x00tQ.",
+}
+READING = """
+import sys, zipfile
+from pathlib import Path
+from lateinteraction.adapters.index.exchange.pickles import read_plain
+from lateinteraction.adapters.index.exchange.tensors import read_tensors
+from lateinteraction.domain.errors import UnreadableFile
+given = Path(sys.argv[1])
+data = given.read_bytes()
+with zipfile.ZipFile(given.with_suffix(".pt"), "w") as archive:
+    archive.writestr("a/data.pkl", data)
+for read in (lambda: read_plain(given, data), lambda: read_tensors(given.with_suffix(".pt"))):
+    try:
+        read()
+    except UnreadableFile:
+        print("refused")
+"""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_would_take_the_process_down_is_refused(name: str, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_bytes(HOSTILE[name])
+    done = subprocess.run(
+        [sys.executable, "-c", READING, str(given)], capture_output=True, text=True, timeout=10, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["refused", "refused"]), done.stderr[-500:]

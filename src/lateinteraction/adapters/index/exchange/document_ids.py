@@ -21,6 +21,8 @@ from lateinteraction.domain.text import Document, DocumentId
 PICKLE = "plaid_ids_to_documents_ids.pkl"
 DATABASE = "plaid_ids_to_documents_ids.sqlite"
 _EXPECTED = "the id of each number"
+_IS_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'unnamed' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+"""Not a view, of which few bytes may be endless rows."""
 
 
 def id_file(folder: Path) -> Path | None:
@@ -61,6 +63,8 @@ def _stored_pairs(path: Path) -> Iterator[tuple[object, object]]:
     address = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(address, uri=True)) as database:
+            if database.execute(_IS_TABLE).fetchone() is None:
+                raise unreadable(path, "without the table of ids", _EXPECTED)
             rows: list[tuple[Any, Any]] = database.execute("SELECT key, value FROM unnamed").fetchall()
     except sqlite3.Error as error:
         raise unreadable(path, f"which is no such database ({error})", _EXPECTED) from error

@@ -64,9 +64,28 @@ class Incoming:
         return len(self.ids)
 
 
-def index_for(storage: Storage, incoming: Incoming, options: IndexOptions | None = None) -> StoredIndex:
-    """A new index, made as the documents' former one was, or by these options."""
-    return StoredIndex.create(storage, IndexSettings(options or incoming.options or IndexOptions(), incoming.encoder))
+def index_for(
+    storage: Storage,
+    incoming: Incoming,
+    options: IndexOptions | None = None,
+    *,
+    encoder: Mapping[str, str] | None = None,
+) -> StoredIndex:
+    """A new index, made as the documents' former one was.
+
+    Args:
+        storage: where.
+        incoming: what it is for.
+        options: in place of the former ones.
+        encoder: fingerprint of what made the embeddings, where the source does not say.
+
+    Raises:
+        IndexMismatch: the source says that another encoder made them; nothing is made.
+    """
+    if encoder is not None and incoming.encoder is not None:
+        check_same(incoming.encoder, encoder)
+    known = encoder if incoming.encoder is None else incoming.encoder
+    return StoredIndex.create(storage, IndexSettings(options or incoming.options or IndexOptions(), known))
 
 
 def take_in(

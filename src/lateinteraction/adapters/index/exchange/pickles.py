@@ -140,19 +140,18 @@ class _Machine:
             case "LIST":
                 self._stack.append(self._since_mark())
             case "DICT":
-                items = self._since_mark()
-                self._stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+                self._stack.append(_dictionary(self._since_mark()))
             case "APPEND" | "APPENDS":
                 items = [self._stack.pop()] if name == "APPEND" else self._since_mark()
                 _of(self._stack[-1], list).extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [self._stack.pop(-2), self._stack.pop()] if name == "SETITEM" else self._since_mark()
-                _of(self._stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+                _of(self._stack[-1], dict).update(_dictionary(items))
             case "GLOBAL":
                 module, _, found = str(argument).partition(" ")
                 self._stack.append(Name(module, found))
             case "STACK_GLOBAL":
-                self._replace(2, Name(*self._stack[-2:]))
+                self._replace(2, Name(*(_of(each, str) for each in self._stack[-2:])))
             case "REDUCE":
                 function, arguments = self._stack[-2:]
                 self._replace(2, self._made(_of(function, Name), _of(arguments, tuple)))
@@ -173,6 +172,13 @@ class _Machine:
         if len(self._stack) < count:
             raise IndexError("too little on the stack")
         self._stack[-count:] = [value]
+
+
+def _dictionary(items: list[Any]) -> dict[Any, Any]:
+    """Of keys and values in turn. Tuples are no keys: a deep one is hashed by recursion, which ends the process."""
+    if any(type(key) not in (str, int) for key in items[::2]):
+        raise ValueError("a pickle with a key that is no text and no number")
+    return dict(zip(items[::2], items[1::2], strict=True))
 
 
 def _of(value: Any, kind: type[Any]) -> Any:

@@ -7,6 +7,7 @@ buckets add up to the token, which is then brought to length 1.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +22,8 @@ from lateinteraction.adapters.neural.transfer import to_device
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import IndexMismatch
 from lateinteraction.domain.text import Document, DocumentId
+
+_log = logging.getLogger(__name__)
 
 BITS = (1, 2, 4, 8)
 
@@ -147,8 +150,24 @@ def incoming_of(
                 yield _with_texts(part, texts or {})
             first += len(chunk.lengths)
 
+    _check_texts(folder, set(known.values()), texts)
     present = [known[number] for number in range(len(lengths)) if number in known]
     return Incoming(str(folder), present, codec.dimension, batches)
+
+
+def _check_texts(folder: Path, ids: set[DocumentId], texts: Mapping[str, str] | None) -> None:
+    """Raise `IndexMismatch` where no text is that of a document; warn where some are not."""
+    if not texts or not ids:
+        return
+    missed = [each for each in texts if each not in ids]
+    if len(missed) == len(texts):
+        raise IndexMismatch(
+            f"{len(texts)} texts, such as that of {missed[0]!r}, for {folder}",
+            f"texts of its documents, such as {min(ids)!r}",
+            "Give texts by these ids, or leave them out.",
+        )
+    if missed:
+        _log.warning("%d of %d texts are of no document in %s", len(missed), len(texts), folder)
 
 
 def _batches_of_chunk(

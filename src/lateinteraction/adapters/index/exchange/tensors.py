@@ -68,7 +68,13 @@ class _Storage:
 def _storage(path: Path, members: Mapping[str, zipfile.ZipInfo], description: tuple[Any, ...]) -> _Storage:
     """The bytes that one or more tensors lie in, mapped."""
     word, kind, key, _, count = description
-    if word != "storage" or not isinstance(kind, Name) or kind.module != "torch" or kind.name not in DTYPES:
+    if (
+        word != "storage"
+        or not isinstance(kind, Name)
+        or kind.module != "torch"
+        or kind.name not in DTYPES
+        or type(key) is not str
+    ):
         raise ValueError("a tensor of a kind that is not read")
     dtype, member = np.dtype(DTYPES[kind.name]), members[f"data/{key}"]
     if type(count) is not int or count * dtype.itemsize != member.file_size:
