@@ -271,6 +271,10 @@ FAULTS: dict[str, tuple[StorageContract, list[str]]] = {
         files(__exit__=lambda file, error, *_: error or file.close()),
         ["a_block_closes_the_file_also_after_an_error"],
     ),
+    "knows files by their size": (
+        suite(identity=lambda memory, name: (memory.size(name),)),
+        ["a_file_is_known_again_until_it_grows_or_another_has_its_name"],
+    ),
     "copies what it publishes": (
         suite(publish=copies),
         ["what_is_published_has_its_name_and_no_other"],

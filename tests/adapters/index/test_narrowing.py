@@ -10,9 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lateinteraction.adapters.index import narrowing
 from lateinteraction.adapters.index.arrays import InMemory
-from lateinteraction.adapters.index.narrowing import PATIENCE, Narrowed
-from lateinteraction.adapters.index.payloads import PreparedQuery, Vectors, encode_vectors, offsets_array
+from lateinteraction.adapters.index.narrowing import PATIENCE, REST, Narrowed
+from lateinteraction.adapters.index.payloads import (
+    Int8,
+    PreparedQuery,
+    Vectors,
+    encode_int8,
+    encode_vectors,
+    offsets_array,
+)
 from lateinteraction.adapters.index.search import SegmentView, search
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
 
@@ -92,3 +100,31 @@ def test_a_search_answers_with_it_as_without() -> None:
         for one, other in zip(plain, search([SegmentView(payload, mask, narrowed=narrowed)], queries, 7), strict=True):
             np.testing.assert_array_equal(one.rows, other.rows)
             np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_bytes_that_leave_most_documents_are_not_looked_at_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(1)
+    narrowed = Narrowed(vectors(generator, 300, shortest=4))
+    looks: list[int] = []
+    done = 0
+    monkeypatch.setattr(narrowing, "WORTH_IT", 10**6)  # as if the bytes of any vectors said too little
+    monkeypatch.setattr(Int8, "approximate", lambda self, query, rows: looks.append(done) or np.zeros(300))
+    for done in range(PATIENCE + 1 + REST + 1):  # noqa: B007 - the lambda above reads it
+        narrowed.best(query_of(generator, 2), 3)
+    assert looks == [PATIENCE, PATIENCE + REST + 1]
+
+
+def test_bytes_are_made_of_some_documents_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = vectors(np.random.default_rng(2), 300, shortest=4)
+    whole, decoded = Int8(InMemory({**offsets_array(payload.lengths), **encode_int8(payload.decode().tokens)})), []
+    inner = Vectors.decode
+
+    def counted(self: Vectors, rows: Any = None) -> Any:
+        decoded.append(len(self) if rows is None else len(rows))
+        return inner(self, rows)
+
+    monkeypatch.setattr(narrowing, "TOKENS_AT_A_TIME", 100)
+    monkeypatch.setattr(Vectors, "decode", counted)
+    made = warmed(payload)._narrow().payload
+    assert max(decoded) <= 25
+    assert torch.equal(made.decode().tokens, whole.decode().tokens)

@@ -152,6 +152,14 @@ def log_size(storage: Storage) -> int:
         return 0
 
 
+def log_identity(storage: Storage) -> tuple[int, ...]:
+    """Which log it is, and in what state; empty where there is none."""
+    try:
+        return storage.identity(COMMITS)
+    except FileNotFoundError:
+        return ()
+
+
 def committed(storage: Storage, count: int | None = None) -> list[Record]:
     """The last commits that were not aborted, newest first: `count` of them where there are as many; all by default."""
     size = log_size(storage)

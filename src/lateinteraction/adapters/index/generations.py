@@ -60,7 +60,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
-from lateinteraction.adapters.index.commits import log_size
+from lateinteraction.adapters.index.commits import log_identity
 from lateinteraction.adapters.index.inspection import RepairReport, VerifyReport, repair, verify
 from lateinteraction.adapters.index.manifests import Manifest
 from lateinteraction.adapters.index.reading import OpenGeneration, no_index, open_newest
@@ -130,7 +130,7 @@ class Generations:
 
         Files that both have are not opened again. The given one stays open.
         """
-        if log_size(self._storage) == opened.log_size:
+        if log_identity(self._storage) == opened.log:
             return opened
         return open_newest(self._storage, self._patience, opened)
 

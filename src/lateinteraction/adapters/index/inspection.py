@@ -15,6 +15,7 @@ from lateinteraction.adapters.index.commits import (
     aborted,
     check_log,
     committed,
+    log_identity,
     log_size,
     salvage_end,
 )
@@ -158,7 +159,7 @@ def _verified(storage: Storage, state: State, content: Callable[[OpenGeneration]
         damages = [each for record in records.values() for each in _unreadable(storage, record)]
         if content is not None and not damages:
             try:
-                with open_state(storage, state) as opened:
+                with open_state(storage, state, log_identity(storage)) as opened:
                     told = content(opened)
             except CorruptIndex as error:
                 damages.append(str(error))

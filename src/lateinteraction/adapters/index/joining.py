@@ -15,6 +15,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from lateinteraction.adapters.index.columns import Rows
+from lateinteraction.adapters.index.files import FileRecord
 from lateinteraction.adapters.index.segments import Segment
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ JOINED_TOKENS = 2**18
 LEAST_NARROWED, NARROWED_TOKENS = 2**13, 2**19
 """Tokens of vectors whose bytes are kept beside them, and the most of all these: 69 MB at 128 dimensions."""
 
-Key = tuple[int, ...]
-"""The numbers of segments, which mean the same for ever."""
+Key = tuple[tuple[FileRecord, ...], ...]
+"""The files of segments, with their digests: numbers mean something else after a folder is restored from a copy."""
 
 
 @final
@@ -98,7 +99,7 @@ class Joined:
         return self._narrowed.get(key) or self._narrowed.setdefault(key, Narrowed(payload))
 
     def _key(self, group: Group) -> Key:
-        return tuple(self._segments[place].record.number for place in group.places)
+        return tuple(self._segments[place].record.files for place in group.places)
 
 
 def _group(segments: Sequence[Segment], places: Sequence[int]) -> Group:

@@ -9,6 +9,7 @@ from typing import final
 
 from attrs import field, frozen
 
+from lateinteraction.adapters.index.commits import log_identity
 from lateinteraction.adapters.index.files import FileRecord, StoredFile
 from lateinteraction.adapters.index.leases import Lease, take
 from lateinteraction.adapters.index.manifests import Manifest
@@ -31,13 +32,13 @@ class OpenGeneration:
     Attributes:
         manifest: what it is made of.
         digest: of the manifest, 16 bytes; two generations are the same where this is.
-        log_size: bytes of the log when it was read.
+        log: the identity of the log before it was read.
         files: by name.
     """
 
     manifest: Manifest
     digest: bytes
-    log_size: int
+    log: tuple[int, ...]
     files: Mapping[str, StoredFile] = field(repr=False)
     _lease: Lease | None = field(repr=False)
 
@@ -69,11 +70,12 @@ def open_newest(storage: Storage, patience: float, reuse: OpenGeneration | None 
         CorruptIndex: it is damaged, or files of it are.
     """
     for attempt in range(_ATTEMPTS):
+        log = log_identity(storage)
         state = newest(storage, patience)
         if state is None:
             raise no_index(storage)
         try:
-            return open_state(storage, state, reuse)
+            return open_state(storage, state, log, reuse)
         except CorruptIndex:
             after = newest(storage, patience)  # collected between our look and our lease?
             if attempt == _ATTEMPTS - 1 or (after is not None and after.digest == state.digest):
@@ -86,7 +88,9 @@ def no_index(storage: Storage) -> UnreadableFile:
     return UnreadableFile(f"{storage!r}, which holds no index", "a folder with a generation in it", "Create the index.")
 
 
-def open_state(storage: Storage, state: State, reuse: OpenGeneration | None = None) -> OpenGeneration:
+def open_state(
+    storage: Storage, state: State, log: tuple[int, ...], reuse: OpenGeneration | None = None
+) -> OpenGeneration:
     """Take a lease on a generation and open its files; `CorruptIndex` where it is collected by now."""
     known = {} if reuse is None else reuse.files
     lease = take(storage, state.manifest.generation)
@@ -102,7 +106,7 @@ def open_state(storage: Storage, state: State, reuse: OpenGeneration | None = No
     finally:
         if lease is not None and not complete:
             lease.release()
-    opened = OpenGeneration(state.manifest, state.digest, state.end.size, MappingProxyType(files), lease)
+    opened = OpenGeneration(state.manifest, state.digest, log, MappingProxyType(files), lease)
     if lease is not None:
         weakref.finalize(opened, lease.release)
     return opened

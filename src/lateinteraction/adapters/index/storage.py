@@ -104,6 +104,13 @@ class Storage(Protocol):
         """Bytes; `FileNotFoundError` where there is none."""
         ...
 
+    def identity(self, name: str) -> tuple[int, ...]:
+        """What is the same for as long as nobody writes to the file or gives its name to another one.
+
+        `FileNotFoundError` where there is none.
+        """
+        ...
+
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes from `offset` on: `length` of them, or as many as there are."""
         ...
@@ -250,6 +257,11 @@ class FolderStorage:
         path = self._at(name)
         with _refusals("looking at", path):
             return path.lstat().st_size
+
+    def identity(self, name: str) -> tuple[int, ...]:
+        path = self._at(name)
+        with _refusals("looking at", path):
+            return system.identity(path)
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         path = self._at(name)

@@ -26,6 +26,7 @@ _ANY: dict[str, Callable[[Storage, str], object]] = {
     "append": lambda storage, name: storage.append(name, b"a"),
     "sync": lambda storage, name: storage.sync(name),
     "size": lambda storage, name: storage.size(name),
+    "identity": lambda storage, name: storage.identity(name),
     "read": lambda storage, name: storage.read(name),
     "map": lambda storage, name: storage.map(name),
     "unlink": lambda storage, name: storage.unlink(name),
@@ -33,7 +34,7 @@ _ANY: dict[str, Callable[[Storage, str], object]] = {
     "note": lambda storage, name: storage.note(name),
     "link_into": lambda storage, name: storage.link_into(name, Path("nowhere")),
 }
-_OF_WHAT_IS_THERE = ["publish from", "sync", "size", "read", "map", "note", "link_into"]
+_OF_WHAT_IS_THERE = ["publish from", "sync", "size", "identity", "read", "map", "note", "link_into"]
 
 
 class StorageContract:
@@ -164,6 +165,17 @@ class StorageContract:
         assert storage.unlink("file") is True
         assert storage.names() == []
         _check_content(holding(storage, "file", b"new"), "file", b"new")
+
+    def test_a_file_is_known_again_until_it_grows_or_another_has_its_name(self) -> None:
+        storage = holding(holding(self.make_storage(), "file", b"content"), "other", b"content")
+        known = storage.identity("file")
+        assert self.opened_again(storage).identity("file") == known != storage.identity("other")
+        storage.unlink("file")
+        storage.publish("other", "file")
+        other = storage.identity("file")
+        assert other != known
+        storage.append("file", b"s")
+        assert storage.identity("file") != other
 
     def test_mapped_bytes_cannot_be_written(self) -> None:
         mapped = holding(self.make_storage(), "file", b"content").map("file")

@@ -78,6 +78,9 @@ class FaultyStorage:
     def size(self, name: str) -> int:
         return self.perform(f"size {name}", lambda: self._inner.size(name))
 
+    def identity(self, name: str) -> tuple[int, ...]:
+        return self.perform(f"identity {name}", lambda: self._inner.identity(name))
+
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         return self.perform(f"read {name}", lambda: self._inner.read(name, offset, length))
 
@@ -202,6 +205,9 @@ class RefusingStorage:
 
     def size(self, name: str) -> int:
         return self._inner.size(name)
+
+    def identity(self, name: str) -> tuple[int, ...]:
+        return self._inner.identity(name)
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         return self._inner.read(name, offset, length)

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import threading
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
@@ -72,6 +73,10 @@ class MemoryStorage:
 
     def size(self, name: str) -> int:
         return len(self._file(name).content)
+
+    def identity(self, name: str) -> tuple[int, ...]:
+        file = self._file(name)
+        return file.identity, len(file.content)
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         content = self._file(name).content
@@ -161,6 +166,7 @@ class _File:
         self.content = bytearray(content)
         self.synced = synced
         self.lock = threading.Lock()
+        self.identity = uuid.uuid4().int
 
     def sync(self) -> None:
         self.synced = len(self.content)

@@ -17,7 +17,7 @@ from lateinteraction.domain.errors import IndexLocked, StorageFailed
 from lateinteraction.testing.storage import FaultyStorage, Killed, MemoryStorage
 
 Fault = Literal["error", "late", "short", "enospc", "kill"]
-LAST = 127
+LAST = 129
 """Operation of the ledger's life without faults; a test sees that it is so."""
 
 

@@ -81,7 +81,7 @@ def test_refreshing_costs_one_look_where_nothing_was_committed(book: Any) -> Non
     opened = generations.read()
     storage.journal.clear()
     assert generations.refresh(opened) is opened
-    assert storage.journal == ["size commits"]
+    assert storage.journal == ["identity commits"]
 
 
 def test_refreshing_opens_only_what_is_new(ledger: ModuleType, book: Any) -> None:

@@ -222,7 +222,7 @@ class ReadOnly:
         self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("size", "read", "map", "names", "note", "after_death"):
+        if name in ("identity", "size", "read", "map", "names", "note", "after_death"):
             return getattr(self._inner, name)
 
         def refuse(*_: object) -> None:
