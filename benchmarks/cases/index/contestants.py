@@ -43,8 +43,10 @@ class Configuration:
         return f"{self.name}: {stored}; searched with {searched}"
 
 
-RESIDUAL4 = Configuration("ours, 4 bits", ("residual4",))
-KEPT = Configuration("ours, 4 bits + float16", ("residual4", "float16"))
+RESIDUAL4 = Configuration("ours, 4 bits", ("residual4",), MappingProxyType({"candidates": 128, "probe": 12}))
+KEPT = Configuration(
+    "ours, 4 bits + float16", ("residual4", "float16"), MappingProxyType({"candidates": 256, "probe": 16})
+)
 RESIDUAL2 = Configuration("ours, 2 bits", ("residual2",))
 EXACT = Configuration("ours, float16", ("float16",))
 CONFIGURATIONS = (RESIDUAL4, KEPT, RESIDUAL2, EXACT)

@@ -14,11 +14,13 @@ from lateinteraction.adapters.index.folding import (
     FANOUT,
     FURTHER,
     MOST_TOKENS,
+    SCANNED_TOKENS,
     Size,
     compress_at,
     folded,
     groups,
     kind_of,
+    listed,
 )
 from lateinteraction.adapters.index.settings import IndexOptions, IndexSettings
 
@@ -101,6 +103,30 @@ def test_the_codec_decides_how_segments_are_stored() -> None:
     assert kinds("float16") == ["vectors"] * 3
     assert kinds("int8") == ["int8"] * 3
     assert kinds("auto") == kinds("residual2") == ["vectors", "vectors", "residual"]
+
+
+def test_large_segments_have_lists_and_those_of_a_forced_tier_as_it_says() -> None:
+    counts = (0, 5_000 * 60, SCANNED_TOKENS, SCANNED_TOKENS + 1, 100_000 * 60)
+    assert [listed(IndexSettings(), tokens) for tokens in counts] == [False, False, False, True, True]
+    assert all(listed(IndexSettings(IndexOptions(tier="listed")), tokens) for tokens in counts)
+    assert not any(listed(IndexSettings(IndexOptions(tier="compressed")), tokens) for tokens in counts)
+
+
+def test_a_tier_that_is_forced_decides_for_segments_of_any_size() -> None:
+    for trained in (False, True):
+        for tier in ("compressed", "listed"):
+            settings = IndexSettings(IndexOptions("residual2", tier=tier))
+            assert compress_at(settings, trained=trained) == 1
+            assert [kind_of(settings, tokens, trained=trained) for tokens in (0, 1)] == ["vectors", "residual"]
+        exact = IndexSettings(IndexOptions(tier="exact"))
+        assert compress_at(exact, trained=trained) is None
+        assert kind_of(exact, MOST_TOKENS, trained=trained) == "vectors"
+
+
+def test_ten_thousand_single_additions_that_are_compressed_leave_few_segments() -> None:
+    segments, written = after([Size(1, 60)] * 10_000, 1)
+    assert len(segments) <= math.log2(10_000) + 1
+    assert written <= 10_000 * (math.log2(10_000) + 1)
 
 
 def test_once_there_is_a_codebook_smaller_segments_are_residual() -> None:

@@ -434,14 +434,26 @@ def test_scoring_segments_together_changes_no_score(most: int, monkeypatch: pyte
 
     monkeypatch.setattr(module, "TOGETHER", most)
     monkeypatch.setattr(Residuals, "score", counted)
-    for hits, values in zip(search(views, queries, 10, SearchOptions(candidates=300)), queries, strict=True):
+    for hits, values in zip(search(views, queries, 10, SearchOptions(candidates=800)), queries, strict=True):
         for number, view in enumerate(views):
             own = hits.segments == number
             assert isinstance(view.payload, Residuals)
             expected = inner(view.payload, PreparedQuery(values), hits.rows[own])
             np.testing.assert_array_equal(hits.scores[own], expected)
-    assert sum(calls) == 300 * len(queries)
-    assert len(calls) <= 4 * len(queries) if most == 0 else len(calls) == 2 * len(queries)
+    assert sum(calls) == 800 * len(queries)
+    assert len(calls) == (4 if most == 0 else 2) * len(queries)
+
+
+def test_segments_are_scored_one_by_one_where_the_query_is_compared_with_all_centroids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    documents, queries = corpus(1)
+    codebook = train(documents.tokens, 120, 4)
+    views = [SegmentView(payload_of("residual", documents.span(n, n + 200), codebook)) for n in range(0, 800, 200)]
+    gathered: list[int] = []
+    monkeypatch.setattr(module, "gathered", lambda parts: gathered.append(len(parts)))
+    assert len(search(views, queries, 10, SearchOptions(candidates=300))) == len(queries)
+    assert not gathered
 
 
 def test_scores_are_those_of_the_segments_payload() -> None:

@@ -219,3 +219,23 @@ def test_more_tokens_mean_that_more_are_retrieved() -> None:
     xtr = SearchOptions(interaction="xtr")
     assert [xtr.retrieved_of(tokens) for tokens in (0, 1_200_000, 600_000_000)] == [1_000, 3_098, 69_282]
     assert evolve(xtr, retrieved=7).retrieved_of(10**9) == 7
+
+
+def test_many_queries_share_the_sample_of_what_a_filter_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    tokens = TokenEmbeddings(unit(generator, 2_000), offsets_of([5] * 400))
+    payload = payload_of("residual", tokens, train(tokens.tokens, 40, 4))
+    view = SegmentView(payload, np.arange(400) % 2 == 0)
+    drawn: list[int] = []
+    inner = Residuals.sample_of
+
+    def counted(self: Residuals, rows: Any) -> torch.Tensor:
+        drawn.append(len(rows))
+        return inner(self, rows)
+
+    monkeypatch.setattr(Residuals, "sample_of", counted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # of several, each might draw one
+    queries = TokenEmbeddings(unit(generator, 32), offsets_of([4] * 8))
+    found = search([view], queries, 3, SearchOptions(interaction="xtr", candidates=20))
+    assert [len(hits) for hits in found] == [3] * 8
+    assert drawn == [200]

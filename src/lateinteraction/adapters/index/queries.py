@@ -68,8 +68,8 @@ class PreparedQuery:
     def nearest(self, codebook: Codebook, nprobe: int, known: int) -> tuple[NDArray[np.int64], Scores]:
         """The most similar of the first `known` centroids (S, nprobe) of each token, and their similarities."""
         if (codebook, nprobe, known) not in self._nearest:
-            if known == len(codebook) <= TABLED:
-                table = self.table(codebook)
+            if len(codebook) <= TABLED:
+                table = self.table(codebook)[:known]
                 found = kernels.probe(table, nprobe)
                 similarities = table.mT.gather(1, found)
             else:

@@ -105,13 +105,17 @@ def _found(segments: Sequence[SegmentView], query: PreparedQuery, k: int, option
 
 
 def _scored(segments: Sequence[SegmentView], rows: Sequence[tuple[int, Rows]], query: PreparedQuery) -> list[Part]:
-    """Documents by what the codec stores; a few of several segments with one codebook together, in one go."""
+    """Documents by what the codec stores; a few of several segments with one codebook together, in one go.
+
+    Each by itself would look up the centroids of its documents, and compare the query with those; where it has been
+    compared with all of them, nothing is gained.
+    """
     found: list[Part] = []
     together: dict[Codebook, list[tuple[int, Residuals, Rows]]] = {}
     few = sum(len(own) for _, own in rows) <= TOGETHER
     for number, own in rows:
         payload = segments[number].payload
-        if few and isinstance(payload, Residuals):
+        if few and isinstance(payload, Residuals) and not query.has_table(payload.codebook):
             together.setdefault(payload.codebook, []).append((number, payload, own))
         else:
             found.append(Part(number, own, payload.score(query, own)))

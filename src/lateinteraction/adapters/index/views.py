@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from attrs import Factory, field, frozen
@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 from lateinteraction.adapters.index.hits import Rows
 from lateinteraction.adapters.index.lists import Lists
 from lateinteraction.adapters.index.narrowing import Narrowed
-from lateinteraction.adapters.index.payloads import Payload
+from lateinteraction.adapters.index.once import once
+from lateinteraction.adapters.index.payloads import Payload, Residuals
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @final
-@frozen(eq=False)
+@frozen(eq=False, slots=False)
 class SegmentView:
     """A segment as a search sees it.
 
@@ -41,6 +45,18 @@ class SegmentView:
 
     def __len__(self) -> int:
         return len(self.payload) if self.chosen is None else len(self.chosen)
+
+    @once
+    def sample(self) -> Tensor:
+        """Of `Residuals` alone: some tokens of what may be returned, as they are stored; see `Residuals.sample`."""
+        assert isinstance(self.payload, Residuals)
+        return self.payload.sample if self.chosen is None else self.payload.sample_of(self.chosen)
+
+    @once
+    def sizes(self) -> NDArray[np.int64]:
+        """Of `Residuals` alone: the tokens at each centroid of what may be returned, (K,)."""
+        assert isinstance(self.payload, Residuals)
+        return self.payload.sizes(self.chosen)
 
     def among(self, rows: Rows) -> NDArray[np.bool_]:
         """Which of these may be returned, where not all may."""

@@ -75,7 +75,7 @@ def by_retrieved_tokens(
     shortlist = options.shortlist(k)
     rough = _rough(segments, shortlist)
     compared: list[_Compared] = []
-    similar = [_sampled(segments[number], payload, query, wanted) for number, payload in rough.items()]
+    similar = [_sampled(segments[number], query, wanted) for number in rough]
     for number, view in enumerate(segments):
         if number not in rough:
             precise = view.vectors if view.vectors is not None and options.rescore else view.payload
@@ -123,9 +123,9 @@ def _compare(
     return _Compared(number, rows, maxima), _Similar(to_host(nearest), np.ones(nearest.shape))
 
 
-def _sampled(view: SegmentView, payload: Residuals, query: PreparedQuery, wanted: int) -> _Similar:
+def _sampled(view: SegmentView, query: PreparedQuery, wanted: int) -> _Similar:
     """Similarities to the nearest of some tokens, and for how many each stands: `wanted` of them, or all."""
-    tokens = payload.sample if view.chosen is None else payload.sample_of(view.chosen)
+    tokens = view.sample
     share = _tokens(view) / max(1, len(tokens))
     table = kernels.centroid_scores(query.tokens.values, tokens).mT
     nearest = table.topk(min(len(tokens), math.ceil(wanted / max(1.0, share))), dim=1, sorted=False).values
@@ -134,7 +134,7 @@ def _sampled(view: SegmentView, payload: Residuals, query: PreparedQuery, wanted
 
 def _by_centroids(view: SegmentView, payload: Residuals, query: PreparedQuery, wanted: int) -> _Similar:
     """The nearest centroids of each query token, about as many as have so many tokens, and how many each has."""
-    sizes = payload.sizes(view.chosen)
+    sizes = view.sizes
     count = math.ceil(2 * wanted * np.count_nonzero(sizes) / max(1, int(sizes.sum())))
     found, similarities = query.nearest(payload.codebook, max(1, min(count, len(sizes))), len(sizes))
     return _Similar(similarities, sizes[found].astype(np.float64))
