@@ -1,32 +1,45 @@
 """Makes the golden indexes that tests open for ever: `python tools/golden_index.py`
 
-One small folder for each codec under tests/adapters/index/golden/<format version>, with what it answered at that time.
-A version that is there is never made again: what was released once has to stay readable as it was. Whoever changes the
-format raises its version, and makes the golden indexes of the new one before it is released.
+One small folder for each form under tests/adapters/index/golden/<format version>, with what it answered at that time.
+What is there is never made again: what was released once has to stay readable as it was. Whoever changes the format
+raises its version, and makes the golden indexes of the new one before it is released; a new form is added to its own.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
-from lateinteraction.adapters.index import codebook, folding
+from lateinteraction.adapters.index import folding
 from lateinteraction.adapters.index.index import StoredIndex
 from lateinteraction.adapters.index.manifests import FORMAT
 from lateinteraction.adapters.index.search import SearchOptions
-from lateinteraction.adapters.index.settings import Codec, IndexOptions, IndexSettings
+from lateinteraction.adapters.index.settings import IndexOptions, IndexSettings
 from lateinteraction.adapters.index.storage import FolderStorage
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
 from lateinteraction.domain.filters import filter_from_json
 from lateinteraction.domain.text import Document, DocumentId
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "adapters" / "index" / "golden"
-CODECS: tuple[Codec, ...] = ("float16", "int8", "residual4", "residual2", "residual1")
+FORMS: Mapping[str, IndexOptions] = MappingProxyType(
+    {
+        "float16": IndexOptions("float16"),
+        "int8": IndexOptions("int8"),
+        "residual4": IndexOptions("residual4"),
+        "residual2": IndexOptions("residual2"),
+        "residual1": IndexOptions("residual1"),
+        "kept-int8": IndexOptions("residual4", keep="int8", tier="compressed"),
+        "kept-float16": IndexOptions("residual2", keep="float16", tier="listed", centroids=16),
+    }
+)
+DOCUMENTS, DOCUMENTS_OF_KEPT = 70, 30
 WIDTH = 8
 COMPRESS_AT, SCANNED = 100, 120
 """Tokens from which on these small indexes are compressed, and beyond which they have inverted lists."""
@@ -46,31 +59,41 @@ TEXTS = ("the city of Paris", "runs", "parse date", "東京", "nothing of it")
 
 
 def main() -> int:
-    """Make the indexes of the present version; the exit status."""
-    folder = GOLDEN / str(FORMAT)
-    if folder.exists():
-        print(f"{folder} is there, and stays as it is", file=sys.stderr)
+    """Make those of the present version that are not there; the exit status."""
+    version = GOLDEN / str(FORMAT)
+    missing = {name: options for name, options in FORMS.items() if not (version / name).exists()}
+    if not missing:
+        print(f"all of {version} are there, and stay as they are", file=sys.stderr)
         return 1
     folding.COMPRESS_AT = COMPRESS_AT
-    codebook.EXACT_TOKENS, codebook.SCANNED_TOKENS = COMPRESS_AT, SCANNED
-    for codec in CODECS:
-        make(folder / codec, codec)
-        print(f"{codec}: {sum(path.stat().st_size for path in (folder / codec).rglob('*') if path.is_file()):,} bytes")
+    folding.SCANNED_TOKENS = SCANNED
+    for name, options in missing.items():
+        make(version / name, options)
+        files = [path for path in (version / name).rglob("*") if path.is_file()]
+        print(f"{name}: {sum(path.stat().st_size for path in files):,} bytes")
     return 0
 
 
-def make(folder: Path, codec: Codec) -> None:
+def make(folder: Path, options: IndexOptions) -> None:
     """An index, and beside it what it answers."""
     folder.mkdir(parents=True)
-    with StoredIndex.create(FolderStorage(folder / "index", create=True), IndexSettings(IndexOptions(codec))) as index:
-        index.add([document(number) for number in range(70)], embeddings(range(70)))
-        index.remove([DocumentId(name(number)) for number in (5, 33, 60)])
-        index.update({DocumentId(name(number)): {"number": 100 + number, "moved": True} for number in (4, 48)})
-        index.add([document(number) for number in range(70, 76)], embeddings(range(70, 76)))
+    count = DOCUMENTS if options.keep == "nothing" else DOCUMENTS_OF_KEPT
+    removed = [number for number in (5, 33, 60) if number < count]
+    moved = {number: {"number": 100 + number, "moved": True} for number in (4, 48) if number < count}
+    with StoredIndex.create(FolderStorage(folder / "index", create=True), IndexSettings(options)) as index:
+        add(index, range(count))
+        index.remove([DocumentId(name(number)) for number in removed])
+        index.update({DocumentId(name(number)): metadata for number, metadata in moved.items()})
+        add(index, range(count, count + 6))
         expected = answers(index)
     (folder / "index" / "lock").unlink()  # it names the process that held it; the next writer makes its own
     lines = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in expected.items())
     (folder / "expected.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def add(index: StoredIndex, numbers: range) -> None:
+    """One commit."""
+    index.add([document(number) for number in numbers], embeddings(numbers))
 
 
 def answers(index: StoredIndex) -> dict[str, Any]:
@@ -82,12 +105,11 @@ def answers(index: StoredIndex) -> dict[str, Any]:
             {"id": each.id, "text": each.text, "metadata": dict(each.metadata)} for each in snapshot.get(snapshot.ids())
         ],
         "segments": dict(snapshot.stats().segments),
+        "tier": snapshot.stats().tier,
         "content": index.verify().content,
         "queries": [numbers(query) for query in queries],
-        "stored": [
-            {"id": identifier, "tokens": numbers(tokens)}
-            for identifier, tokens in zip(some, snapshot.fetch(some), strict=True)
-        ],
+        "stored": tokens_of(some, snapshot.fetch(some)),
+        "coded": tokens_of(some, snapshot.coded(some)),
         "searches": [
             {"effort": effort, "where": where, "rankings": [ranking(each) for each in found]}
             for effort in ("fast", "exact")
@@ -99,6 +121,11 @@ def answers(index: StoredIndex) -> dict[str, Any]:
         ],
         "texts": [{"text": text, **ranking(snapshot.search_text([text], 5)[0])} for text in TEXTS],
     }
+
+
+def tokens_of(ids: list[DocumentId], found: TokenEmbeddings[torch.Tensor]) -> list[dict[str, Any]]:
+    """As JSON."""
+    return [{"id": identifier, "tokens": numbers(tokens)} for identifier, tokens in zip(ids, found, strict=True)]
 
 
 def ranking(found: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from io import StringIO
 
 import pytest
 
-from lateinteraction.application.progress import BuildLine, most_memory
+from lateinteraction.application.progress import BuildLine, StreamProgress, most_memory
 
 
 def test_a_line_says_the_stage_the_pace_and_the_memory() -> None:
@@ -45,3 +45,31 @@ def test_memory_is_what_this_process_has_held() -> None:
 def test_a_line_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     BuildLine(clock=lambda: 0.0, memory=lambda: None)("encoding", 1, 2)
     assert capsys.readouterr().err == "\rencoding · 1 of 2\x1b[K"
+
+
+def test_of_a_call_within_a_stream_the_stage_is_told_and_the_documents_are_those_of_the_stream() -> None:
+    told: list[tuple[str, int, int | None]] = []
+    stream = StreamProgress(lambda *state: told.append(state))
+    stream.of_call("training", 1, 90)
+    stream("encoding", 0, None)
+    stream.of_call("training", 2, 90)
+    stream("writing", 2_048, 5_000)
+    stream.of_call("training", 90, 90)
+    stream.of_call("writing", 100, 100)
+    assert told == [
+        ("training", 0, None),
+        ("encoding", 0, None),
+        ("training", 0, None),
+        ("writing", 2_048, 5_000),
+        ("training", 2_048, 5_000),
+        ("writing", 2_048, 5_000),
+    ]
+
+
+def test_training_within_a_stream_leaves_the_pace_of_its_documents_alone() -> None:
+    written, seconds = StringIO(), iter([0.0, 10.0, 20.0])
+    stream = StreamProgress(BuildLine(written, lambda: next(seconds), lambda: None))
+    stream("encoding", 0, 40)
+    stream("encoding", 20, 40)
+    stream.of_call("training", 5, 5)
+    assert written.getvalue().split("\r")[-1] == "training · 20 of 40 · 1.0/s · 0:00:20 left\x1b[K"

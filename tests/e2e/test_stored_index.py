@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import lateinteraction as li
-from lateinteraction.domain.errors import IndexMismatch, InvalidOption
+from lateinteraction.domain.errors import IndexMismatch, InvalidOption, InvalidText
+from lateinteraction.domain.text import DocumentId
 from lateinteraction.entrypoints.cli import main
 
 TEXTS = {
@@ -69,6 +70,15 @@ def test_the_ways_of_fusing_are_the_callers(model: li.Model, tmp_path: Path) -> 
             index.search("x", by="magic")  # type: ignore[call-overload]
 
 
+def test_a_lone_text_or_document_is_no_stream(model: li.Model, tmp_path: Path) -> None:
+    wrong: list[Any] = ["a text", b"a text", li.Document(DocumentId("a"), "a text"), 7]
+    with li.Index(model, tmp_path / "index") as index:
+        for each in wrong:
+            with pytest.raises(InvalidText, match="an iterable of documents"):
+                index.add_stream(each)
+        assert len(index) == 0
+
+
 def test_an_interrupted_stream_goes_on_after_its_last_commit(model: li.Model, tmp_path: Path) -> None:
     texts = [f"Text number {number} of a stream." for number in range(7)]
 
@@ -90,6 +100,20 @@ def test_an_interrupted_stream_goes_on_after_its_last_commit(model: li.Model, tm
         assert index.add(["one more"]).added == ("7",)
     assert states[0] == ("encoding", 0, 7)
     assert states[-1] == ("writing", 7, 7)
+
+
+def test_a_stream_tells_when_a_codebook_is_trained(model: li.Model, tmp_path: Path) -> None:
+    states: list[tuple[str, int, int | None]] = []
+    options = li.IndexOptions("residual2", tier="listed", centroids=4)
+    with li.Index(model, tmp_path / "index", options) as index:
+        index.add_stream(TEXTS, documents_per_commit=2, progress=lambda *state: states.append(state))
+        stats = index.stored.snapshot().stats()
+    assert (stats.tier, stats.centroids, len(index)) == ("listed", 4, len(TEXTS))
+    assert list(dict.fromkeys(stage for stage, _, _ in states)) == ["encoding", "writing", "training"]
+    assert {(done, total) for stage, done, total in states if stage == "training"} == {(0, len(TEXTS))}
+    assert states[-1] == ("writing", len(TEXTS), len(TEXTS))
+    with pytest.raises(IndexMismatch, match="as it was made with"):
+        li.Index(model, tmp_path / "index", li.IndexOptions("residual2"))
 
 
 def test_a_device_finds_what_the_host_finds(model: li.Model, tmp_path: Path) -> None:
@@ -179,6 +203,21 @@ def test_the_life_of_an_index_on_the_command_line(li_index: Command, tmp_path: P
     assert "nothing to repair" in done("repair", copy)
 
 
+def test_how_an_index_is_stored_can_be_forced_on_the_command_line(li_index: Command, tmp_path: Path) -> None:
+    source = tmp_path / "documents.jsonl"
+    source.write_text("\n".join(json.dumps({"id": name, "text": text}) for name, text in TEXTS.items()))
+    folder = tmp_path / "index"
+    assert li_index("create", folder, "--tier", "listed", "--centroids", 3, "--codec", "residual1")[0] == 0
+    assert json.loads(li_index("info", folder, "--json")[1])["tier"] == "listed"
+    assert li_index("add", folder, source)[0] == 0
+    told = json.loads(li_index("info", folder, "--json")[1])
+    assert (told["tier"], told["listed"], told["segments"], told["centroids"]) == ("listed", 1, {"residual": 1}, 3)
+    code, printed = li_index("compact", folder, "--retrain")
+    assert (code, "tier        listed" in printed) == (0, True)
+    assert li_index("create", tmp_path / "other", "--tier", "compressed", "--codec", "int8")[0] == 1
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_damaged_index_is_refused_reported_and_not_searched(li_index: Command, tmp_path: Path) -> None:
     folder, source = tmp_path / "index", tmp_path / "documents.jsonl"
     source.write_text(json.dumps({"id": "paris", "text": TEXTS["paris"]}))
@@ -192,3 +231,33 @@ def test_a_damaged_index_is_refused_reported_and_not_searched(li_index: Command,
     assert (code, "pass --accept-loss" in printed) == (1, True)
     assert li_index("repair", folder, "--accept-loss")[0] == 0
     assert "sound" in li_index("verify", folder)[1]
+
+
+def test_a_folder_that_is_refused_is_let_go_of(model: li.Model, tmp_path: Path) -> None:
+    """While the error lives, too, which holds the frames that opened it."""
+    folder = tmp_path / "index"
+    with li.Index(model, folder) as index:
+        index.add(TEXTS)
+    with pytest.raises(IndexMismatch) as other_options:
+        li.Index(model, folder, li.IndexOptions("int8"))
+    assert not list(folder.glob("lease-*"))
+    with pytest.raises(InvalidOption) as no_device:
+        li.Index(model, folder, device="nonsense")
+    assert not list(folder.glob("lease-*"))
+    assert other_options.value is not no_device.value
+
+
+def test_words_need_no_device_and_take_no_options(
+    model: li.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with li.Index(model, tmp_path / "index", device="cpu") as index:
+        index.add(TEXTS)
+        with pytest.raises(InvalidOption, match="words"):
+            index.search("dates", by="words", options=li.SearchOptions("exact"))
+        placed: list[object] = []
+        place = li.Device.place
+        monkeypatch.setattr(li.Device, "place", lambda self, state: placed.append(state) or place(self, state))
+        assert [hit.id for hit in index.search("dates", by="words")] == ["dates"]
+        assert not placed
+        assert index.search("dates", 1, by="both")[0].id == "dates"
+        assert placed

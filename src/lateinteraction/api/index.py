@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -22,6 +23,7 @@ from lateinteraction.api.typed import (
     results_of,
 )
 from lateinteraction.application.numbering import Numbers
+from lateinteraction.application.progress import StreamProgress
 from lateinteraction.domain.errors import InvalidOption
 from lateinteraction.domain.explanation import Explanation
 from lateinteraction.domain.ports import AddCounts, AddReport, DocumentStore, OnDuplicate, StageProgress
@@ -52,7 +54,7 @@ class Index:
     Args:
         model: encodes documents and queries; a folder remembers which one filled it, and refuses others.
         folder: None: in memory.
-        options: of a new folder: how embeddings are stored, and the language of the texts.
+        options: of a new folder: how embeddings are stored and searched, and the language of the texts.
         device: where a folder is searched by embeddings: "cuda", "cuda:1", or a `Device`; None is the host.
 
     Raises:
@@ -73,7 +75,10 @@ class Index:
             raise InvalidOption(f"{what} for an index in memory", "a folder", "Name one: Index(model, 'my-index').")
         self.model = model
         self._in_folder = None if folder is None else indexes.stored_index(folder, model.encoder, options)
-        self._there = None if device is None else indexes.on_device(self.stored, device)
+        with ExitStack() as refused:
+            refused.callback(self.close)
+            self._there = None if device is None else indexes.on_device(self.stored, device)
+            refused.pop_all()
         self._store: FlatIndex | StoredIndex = wiring.memory_index() if self._in_folder is None else self._in_folder
         self.retriever: Retriever[Tensor] = wiring.retriever(model.encoder, self._store)
         self._numbers = Numbers(self._store.held)
@@ -137,11 +142,16 @@ class Index:
             on_duplicate: what becomes of an id that is there already.
             documents_per_commit: the piece that is lost at most by a kill.
             total: how many there are, for the progress; known by itself of what has a length.
-            progress: such as a `BuildLine`.
+            progress: such as a `BuildLine`; told of encoding, training (of a folder's codebook) and writing.
         """
         if total is None and isinstance(documents, Sized):
             total = len(documents)
-        return self.retriever.add_stream(
+        retriever = self.retriever
+        if progress is not None and self._in_folder is not None:
+            progress = stream = StreamProgress(progress)
+            watched = indexes.WatchedIndex(self._in_folder, stream.of_call)
+            retriever = wiring.retriever(self.model.encoder, watched)
+        return retriever.add_stream(
             drawn(documents),
             on_duplicate=on_duplicate,
             documents_per_add=documents_per_commit,
@@ -200,7 +210,10 @@ class Index:
             candidates: only these ids; none of them gives no results.
             by: "embeddings", and in a folder "words" (BM25) or "both", whose scores are sums of reciprocal ranks; a
                 `Fusion` says otherwise.
-            options: how much a search of a folder may cost.
+            options: how much a search of a folder by embeddings may cost.
+
+        Raises:
+            InvalidOption: options for words alone, or what an index in memory has not.
         """
         queries = [
             query_of(one) for one in ([query] if isinstance(query, (str, Query)) else items_of(query, "queries"))
@@ -214,11 +227,13 @@ class Index:
 
     def _state(self, by: By | Fusion, options: SearchOptions | None) -> tuple[indexes.Search, DocumentStore]:
         """How the documents of this moment are searched, and they themselves, whoever writes meanwhile."""
+        if by == "words" and options is not None:
+            raise InvalidOption("options for a search by words", "'embeddings' or 'both'", "Leave the options out.")
         encoder = self.model.encoder
         if by == "embeddings" and options is None and self._there is None:
             snapshot = self._store.snapshot()
             return wiring.searcher(encoder, snapshot).search, snapshot
-        if self._there is None:
+        if self._there is None or by == "words":
             stored = self.stored.snapshot()
             return indexes.search_of(encoder, stored, by, options), stored
         there = self._there.snapshot()

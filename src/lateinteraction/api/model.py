@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from lateinteraction.api.typed import (
     results_of,
 )
 from lateinteraction.domain.embeddings import TokenEmbeddings, TokenTrace
-from lateinteraction.domain.errors import InvalidOption, InvalidText, shown
+from lateinteraction.domain.errors import InvalidOption, shown
 from lateinteraction.domain.explanation import Explanation
 from lateinteraction.domain.ports import Progress
 from lateinteraction.domain.quantisation import (
@@ -172,8 +172,6 @@ class Model:
 
         Texts without ids get "0", "1", …, by their own count.
         """
-        if isinstance(documents, (str, bytes)) or not isinstance(cast("object", documents), Iterable):
-            raise InvalidText(f"documents as a {type(documents).__name__}", "texts to draw", "Put one into a list.")
         if output not in ("numpy", "torch"):
             raise InvalidOption(f"output = {shown(output)}", "'numpy' or 'torch'", "Quantise each piece on its own.")
         encoder = self._encoders.host if output == "numpy" else self.encoder

@@ -74,7 +74,11 @@ def fresh_numbers() -> Numbers:
 
 
 def drawn(documents: Stream) -> Iterator[Document]:
-    """Documents one by one; a mapping holds texts by their ids."""
+    """Documents one by one; a mapping holds texts by their ids. A lone text or document is no stream: `InvalidText`."""
+    if isinstance(documents, (str, bytes, Document)) or not isinstance(cast("object", documents), Iterable):
+        raise InvalidText(
+            f"documents as a {type(documents).__name__}", "an iterable of documents", "Put a single one into a list."
+        )
     if isinstance(documents, Mapping):
         texts = cast("Mapping[str, str]", documents)
         return (Document(DocumentId(identifier), text) for identifier, text in texts.items())

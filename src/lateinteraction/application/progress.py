@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from time import monotonic
-from typing import TextIO
+from typing import TextIO, final
 
 from lateinteraction.domain.pace import Pace
-from lateinteraction.domain.ports import Stage
+from lateinteraction.domain.ports import Stage, StageProgress
 
 
 class ProgressLine:
@@ -60,6 +60,27 @@ class BuildLine:
         shown = "" if held is None else f" · {held / 1e9:.1f} GB"
         self._stream.write(f"\r{stage} · {self._pace}{shown}\x1b[K" + ("\n" if done == total else ""))
         self._stream.flush()
+
+
+@final
+class StreamProgress:
+    """A `StageProgress` for a stream that passes on what it is told, and the stages of the calls it is made of.
+
+    Args:
+        progress: told of documents of the stream, whatever the calls count.
+    """
+
+    def __init__(self, progress: StageProgress) -> None:
+        self._progress = progress
+        self._come: tuple[int, int | None] = 0, None
+
+    def __call__(self, stage: Stage, done: int, total: int | None) -> None:
+        self._come = done, total
+        self._progress(stage, done, total)
+
+    def of_call(self, stage: Stage, done: int, total: int | None) -> None:
+        """For one call: its stage, at where the stream has come."""
+        self._progress(stage, *self._come)
 
 
 def most_memory() -> int | None:

@@ -58,11 +58,14 @@ class AddCounts:
         return self.added + self.skipped + self.replaced
 
 
-Stage = Literal["encoding", "writing"]
+Stage = Literal["encoding", "training", "writing"]
 
 
 class StageProgress(Protocol):
-    """Told what a long call is at, and how many documents are done of how many; None where nobody knows."""
+    """Told what a long call is at, and how much of it is done of how much; None where nobody knows.
+
+    Documents are counted; while a codebook is trained, steps of that.
+    """
 
     def __call__(self, stage: Stage, done: int, total: int | None) -> None: ...
 

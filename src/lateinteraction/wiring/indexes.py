@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, final
 
+from attrs import frozen
+
+from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.errors import IndexMismatch, InvalidOption, shown
 from lateinteraction.domain.filters import Filter
-from lateinteraction.domain.ports import Encoder
+from lateinteraction.domain.ports import AddReport, Encoder, OnDuplicate, StageProgress
 from lateinteraction.domain.ranking import Fusion, Ranking
-from lateinteraction.domain.text import DocumentId, Query
+from lateinteraction.domain.text import Document, DocumentId, Query
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from lateinteraction.adapters.index.recall import RecallReport
     from lateinteraction.adapters.index.settings import IndexOptions
     from lateinteraction.adapters.index.snapshot import IndexSnapshot
+    from lateinteraction.domain.ports import Index
 
 
 class Search(Protocol):
@@ -62,13 +67,53 @@ def stored_index(
 
         return StoredIndex.create(storage, IndexSettings(options or IndexOptions(), fingerprint_of(encoder)))
     index = StoredIndex(storage)
-    if options is not None and options != index.settings.options:
-        raise IndexMismatch(f"{options}", f"{index.settings.options}, as it was made with", "Leave them out.")
-    if encoder is not None and index.settings.encoder is not None:
-        from lateinteraction.adapters.index.fingerprint import check_fingerprint
+    with ExitStack() as refused:
+        refused.callback(index.close)
+        if options is not None and options != index.settings.options:
+            raise IndexMismatch(f"{options}", f"{index.settings.options}, as it was made with", "Leave them out.")
+        if encoder is not None and index.settings.encoder is not None:
+            from lateinteraction.adapters.index.fingerprint import check_fingerprint
 
-        check_fingerprint(index.settings.encoder, encoder)
+            check_fingerprint(index.settings.encoder, encoder)
+        refused.pop_all()
     return index
+
+
+@final
+@frozen
+class WatchedIndex:
+    """An `Index`: a stored one whose additions tell what they are at."""
+
+    stored: StoredIndex
+    progress: StageProgress
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def held(self, ids: Sequence[DocumentId]) -> frozenset[DocumentId]:
+        """See `Index.held`."""
+        return self.stored.held(ids)
+
+    def add(
+        self, documents: Sequence[Document], embeddings: TokenEmbeddings[Tensor], *, on_duplicate: OnDuplicate = "error"
+    ) -> AddReport:
+        """See `StoredIndex.add`."""
+        return self.stored.add(documents, embeddings, on_duplicate=on_duplicate, progress=self.progress)
+
+    def remove(self, which: Sequence[DocumentId] | Filter) -> int:
+        """See `Index.remove`."""
+        return self.stored.remove(which)
+
+    def search(
+        self,
+        queries: TokenEmbeddings[Tensor],
+        k: int,
+        *,
+        where: Filter | None = None,
+        candidates: Sequence[DocumentId] | None = None,
+    ) -> list[Ranking]:
+        """See `Index.search`."""
+        return self.stored.search(queries, k, where=where, candidates=candidates)
 
 
 def on_device(index: StoredIndex, device: str | Device) -> IndexOnDevice:
@@ -131,3 +176,7 @@ def search_of(
     if by == "both" or isinstance(by, Fusion):
         return HybridSearcher(dense, LexicalSearcher(snapshot), Fusion() if isinstance(by, str) else by).search
     raise InvalidOption(f"by = {shown(by)}", "'embeddings', 'words', 'both' or a `Fusion`", "Choose one of these.")
+
+
+if TYPE_CHECKING:
+    _index: type[Index[Tensor]] = WatchedIndex

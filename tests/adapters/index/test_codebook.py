@@ -24,7 +24,6 @@ from lateinteraction.adapters.index.codebook import (
     codebook_for,
     quantiser,
     sample_size,
-    tier_of,
     train,
 )
 from lateinteraction.domain.errors import CorruptIndex, InvalidEmbeddings, InvalidOption
@@ -125,9 +124,10 @@ def test_a_sample_in_float16_trains_as_well(tokens: Tensor, codebook: Codebook) 
     )
 
 
-def test_progress_rises_to_its_total(tokens: Tensor) -> None:
+@pytest.mark.parametrize("centroids", [20, 300])
+def test_progress_rises_to_its_total(tokens: Tensor, centroids: int) -> None:
     told: list[tuple[int, int | None]] = []
-    train(tokens, 300, 2, progress=lambda done, total: told.append((done, total)))
+    train(tokens, centroids, 2, progress=lambda done, total: told.append((done, total)))
     assert [done for done, _ in told] == list(range(1, len(told) + 1))
     assert {total for _, total in told} == {len(told)}
 
@@ -153,11 +153,6 @@ def test_more_tokens_get_more_centroids_up_to_a_limit() -> None:
     assert counts[-1] == counts[-2] == MOST_CENTROIDS
     assert sample_size(100) > 100
     assert sample_size(MOST_CENTROIDS) == MOST_SAMPLED
-
-
-def test_the_tier_follows_the_number_of_tokens() -> None:
-    counts = (0, 2_000 * 60, 10_000 * 60, 100_000 * 60, 10**9)
-    assert [tier_of(tokens) for tokens in counts] == ["exact", "exact", "compressed", "listed", "listed"]
 
 
 # ── Assigning ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,6 +235,15 @@ def test_the_quantiser_of_a_normal_distribution_is_the_known_one(bits: int, expe
 def test_few_distinct_residuals_are_kept_exactly(values: Tensor) -> None:
     cutoffs, weights = (each.numpy().astype(np.float64) for each in quantiser(values, 4))
     assert squared_error(values.double().numpy().ravel(), cutoffs, weights) == 0
+
+
+def test_the_quantiser_of_a_small_sample_is_fitted_to_all_of_it() -> None:
+    """One document: 60 tokens, of which three are held out of its one centroid."""
+    document = clustered(60, 20, width=64)
+    found = train(document, 1, 4)
+    residuals = document - found.centroids
+    own, _ = quantiser(residuals, 4)
+    torch.testing.assert_close(found.cutoffs, own, atol=1e-3, rtol=0)
 
 
 # ── Growth ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -356,6 +360,35 @@ def test_an_index_that_grows_step_by_step_has_about_as_good_centroids_as_one_mad
     assert residual(others, book.centroids, book.assign(others)) < 1.1 * residual(
         others, once.centroids, once.assign(others)
     )
+
+
+def test_a_forced_number_of_centroids_is_for_any_number_of_tokens(tokens: Tensor, codebook: Codebook) -> None:
+    asked: list[int] = []
+    for wanted in (1, 90, 700):
+        made = codebook_for(12_000, 2, None, drawn(tokens, asked), None, wanted)
+        assert len(made) == wanted
+        assert asked[-1] == sample_size(wanted)
+    strangers = drawn(clustered(8_000, 20, seed=5))
+    assert codebook_for(10**6, 4, codebook, drawn(tokens), strangers, 400) is codebook
+    assert codebook_for(10**6, 4, codebook, drawn(tokens), strangers, 100) is codebook
+    assert len(codebook_for(12_000, 4, codebook, drawn(tokens), drawn(tokens), 430)) == 430
+    assert len(codebook_for(600, 4, None, drawn(tokens[:600]), None, 430)) == 600 // 8
+
+
+def test_whatever_makes_a_codebook_is_told(tokens: Tensor, codebook: Codebook) -> None:
+    strangers = drawn(clustered(8_000, 20, seed=5))
+    every = drawn(tokens)
+    for count, before, new, runs in (
+        (12_000, None, None, 1),
+        (12_000, codebook, every, 0),
+        (57_000, codebook, every, 1),
+        (12_000, codebook, strangers, 1),
+        (10**5, codebook, strangers, 2),
+    ):
+        told: list[tuple[int, int | None]] = []
+        codebook_for(count, 4, before, every, new, progress=lambda *state, told=told: told.append(state))
+        assert told.count((0, None)) == runs
+        assert sum(done == total for done, total in told) == runs
 
 
 def test_strangers_get_centroids_whatever_the_size_of_the_index(tokens: Tensor, codebook: Codebook) -> None:

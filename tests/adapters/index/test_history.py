@@ -230,14 +230,14 @@ def seen(snapshot: IndexSnapshot) -> Any:
 
 
 class Compressed(StoredHistory):
-    """All but a few tokens are residuals."""
+    """Every token is a residual, and found by inverted lists."""
 
-    options = IndexOptions("residual4", "none")
+    options = IndexOptions("residual4", "none", tier="listed")
     exact = False
 
 
 class Kept16(StoredHistory):
-    """The same, with the vectors that came."""
+    """All but a few tokens are residuals, with the vectors that came."""
 
     options = IndexOptions("residual2", "none", "float16")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lateinteraction.adapters.index import codebook, encoding, folding
+from lateinteraction.adapters.index import encoding, folding
 from lateinteraction.adapters.index.index import StoredIndex
 from lateinteraction.adapters.index.settings import Codec, IndexOptions, IndexSettings, Keep
 from lateinteraction.adapters.index.storage import FolderStorage, Storage
@@ -19,6 +19,7 @@ from lateinteraction.domain.errors import CorruptIndex, IndexMismatch, InvalidOp
 from lateinteraction.domain.filters import Comparison
 from lateinteraction.domain.text import Document, DocumentId
 from lateinteraction.testing.storage import MemoryStorage
+from lateinteraction.wiring.indexes import repair_index
 
 WIDTH = 16
 
@@ -170,8 +171,9 @@ def test_what_is_kept_is_verified_copied_collected_and_can_be_given_up(tmp_path:
     damaged.compact()
     add(damaged, *range(260, 270))
     again = kept(damaged)
-    assert torch.equal(again[40], first.tokens.half().float()), "as it is stored, where nothing better is known"
-    assert torch.equal(again[220], expected(220, "float16"))
+    assert torch.equal(again[40], first.tokens), "as it is stored, where nothing better is known"
+    assert [each.kept is None for each in damaged.snapshot().segments] == [True, False]
+    assert torch.equal(again[265], expected(265, "float16")), "with nothing that was lost in its segment"
     assert not own.exists()
     assert not beside.exists()
 
@@ -249,8 +251,7 @@ def test_wherever_a_writer_dies_both_files_of_a_segment_are_there_or_neither() -
 
 def test_lists_outlive_the_growth_of_their_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
     """Centroids that came later list nothing in them."""
-    monkeypatch.setattr(codebook, "EXACT_TOKENS", 0)
-    monkeypatch.setattr(codebook, "SCANNED_TOKENS", 0)
+    monkeypatch.setattr(folding, "SCANNED_TOKENS", 0)
     monkeypatch.setattr(folding, "ALIKE", 0)  # the segments stay apart
     index = made("nothing")
     add(index, *range(200))
@@ -295,3 +296,33 @@ def test_a_residual_stays_what_it_is_however_few_are_left_of_its_segment() -> No
     assert torch.equal(index.fetch(wanted).tokens, before)
     index.compact()
     assert torch.equal(index.fetch(wanted).tokens, before)
+
+
+def test_vectors_that_were_lost_are_not_made_up_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What residuals decode to is not kept as if it were what came."""
+    folder = tmp_path / "index"
+    with made("float16", storage=FolderStorage(folder, create=True)) as index:
+        add(index, *range(200))
+        lost = folder / index.snapshot().segments[0].record.files[1].name
+    lost.unlink()
+    assert repair_index(folder, accept_loss=True) is not None
+    with StoredIndex(FolderStorage(folder)) as index:
+        assert index.snapshot().segments[0].kept is None
+        with caplog.at_level("WARNING"):
+            add(index, *range(200, 500))
+            index.compact()
+        assert all(segment.kept is None for segment in index.snapshot().segments)
+        assert index.snapshot().stats().segments == {"residual": 1}
+        assert "no vectors are kept beside 500 documents: those of 200" in caplog.text
+
+
+def test_a_codebook_is_not_trained_anew_on_nothing() -> None:
+    index = made("nothing")
+    add(index, *range(200))
+    index.add([Document(DocumentId("empty"), "")], TokenEmbeddings(torch.empty(0, WIDTH), offsets_of([0])))
+    index.remove([DocumentId(str(number)) for number in range(1, 200) if number % 7])
+    before = index.snapshot().codebook
+    index.compact(retrain=True)
+    assert index.snapshot().codebook is not None
+    assert index.snapshot().codebook is before
+    assert "empty" in index

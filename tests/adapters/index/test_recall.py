@@ -130,8 +130,5 @@ def test_statistics_say_what_is_kept_and_listed(monkeypatch: pytest.MonkeyPatch)
     assert (stats.codec, stats.keep, stats.listed) == ("residual2", "int8", 0)
     assert stats.bytes["kept"] == 2_000 * (WIDTH + 4)
     assert stats.bytes["embeddings"] == 2_000 * (WIDTH // 4 + 6)
-    from lateinteraction.adapters.index import codebook
-
-    monkeypatch.setattr(codebook, "EXACT_TOKENS", 10)
-    monkeypatch.setattr(codebook, "SCANNED_TOKENS", 100)
+    monkeypatch.setattr(folding, "SCANNED_TOKENS", 100)
     assert made().snapshot().stats().listed == 1

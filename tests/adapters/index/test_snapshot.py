@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,17 @@ from torch import Tensor
 
 from lateinteraction.adapters.index import codebook as codebooks
 from lateinteraction.adapters.index import folding, joining, payloads
+from lateinteraction.adapters.index.generations import Generations
 from lateinteraction.adapters.index.index import StoredIndex
 from lateinteraction.adapters.index.payloads import Vectors
+from lateinteraction.adapters.index.reading import OpenGeneration
 from lateinteraction.adapters.index.search import SearchOptions
 from lateinteraction.adapters.index.settings import Codec, IndexOptions, IndexSettings, Keep
+from lateinteraction.adapters.index.storage import FolderStorage
+from lateinteraction.adapters.index.writing import Writer
 from lateinteraction.domain import reference
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
+from lateinteraction.domain.errors import CorruptIndex
 from lateinteraction.domain.filters import Comparison
 from lateinteraction.domain.ranking import Ranking
 from lateinteraction.domain.text import Document, DocumentId
@@ -162,8 +170,7 @@ def test_of_documents_that_tie_those_with_the_lowest_ids_are_found(k: int) -> No
 def compressing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of a few tokens are compressed, and have lists."""
     monkeypatch.setattr(folding, "COMPRESS_AT", 200)
-    monkeypatch.setattr(codebooks, "SCANNED_TOKENS", 200)
-    monkeypatch.setattr(codebooks, "EXACT_TOKENS", 100)
+    monkeypatch.setattr(folding, "SCANNED_TOKENS", 200)
 
 
 @pytest.mark.usefixtures("compressing")
@@ -237,3 +244,109 @@ def test_what_was_encoded_before_the_codebook_grew_is_found_as_before(monkeypatc
         expected = _exact(queries, tokens.span(first, first + 240), 3, first)
         found = snapshot.search(queries, 3, candidates=own, options=SearchOptions(candidates=40, probe=16))
         assert _shared(found, expected) > 0.85
+
+
+def test_a_reader_notices_that_its_folder_was_restored_and_written_again(tmp_path: Path) -> None:
+    def some(first: int, seed: int) -> tuple[list[Document], TokenEmbeddings[Tensor]]:
+        return documents(first, 20), packed(np.random.default_rng(seed), [5] * 20)
+
+    for updated in (False, True):  # a log of the same length, and a longer one with segments of the same numbers
+        live, aside, copy = (tmp_path / f"{name}-{updated}" for name in ("live", "aside", "copy"))
+        with StoredIndex.create(FolderStorage(live, create=True)) as index:
+            index.add(*some(0, 1))
+            if not updated:
+                index.copy_to(copy)
+            index.add(*some(20, 2))
+            if updated:
+                index.copy_to(copy)
+            index.add(*some(100, 3))
+        query = some(100, 3)[1].span(0, 1)
+        reader = StoredIndex(FolderStorage(live))
+        assert reader.search(query, 1)[0].documents == ("0100",)
+        live.rename(aside)
+        copy.rename(live)
+        with StoredIndex(FolderStorage(live)) as index:
+            index.add(*some(100, 4))
+            while (live / "commits").stat().st_size < (aside / "commits").stat().st_size:
+                index.update({DocumentId("0100"): {"a": 1}})
+            if updated:
+                index.update({DocumentId("0100"): {"a": 2}})
+        reader.refresh()
+        with StoredIndex(FolderStorage(live)) as fresh:
+            assert reader.snapshot().generation == fresh.snapshot().generation
+            (found,), (expected,) = reader.search(query, 60), fresh.search(query, 60)
+            assert found.documents == expected.documents
+            np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+        reader.close()
+
+
+@pytest.mark.parametrize("error", [MemoryError("x"), OSError("x"), RuntimeError("x"), ValueError("x")])
+def test_what_is_committed_is_acknowledged_also_where_it_cannot_be_opened(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, calls = made(), list[int]()
+    inner = Generations.refresh
+
+    def failing(self: Generations, opened: OpenGeneration) -> OpenGeneration:
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return inner(self, opened)
+
+    monkeypatch.setattr(Generations, "refresh", failing)
+    assert index.add(documents(0, 2), packed(np.random.default_rng(0), [3, 3])).added == ("0000", "0001")
+    assert len(calls) == 2
+    assert len(index.snapshot()) == 2
+
+
+def test_a_log_that_was_cut_short_fails_no_call_that_was_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(self: Writer, keep: int) -> None:
+        raise CorruptIndex("a log", "a longer one", "Verify the index.")
+
+    monkeypatch.setattr(Writer, "collect", cut)
+    assert made().add(documents(0, 1), packed(np.random.default_rng(0), [3])).added == ("0000",)
+
+
+# ── Many threads, many segments ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("compressing")
+def test_threads_that_ask_first_get_one_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = made("residual4")
+    index.add(documents(0, 300), packed(np.random.default_rng(0), [5] * 300))
+    snapshot = index.snapshot()
+    read, both = codebooks.Codebook.read, threading.Barrier(2, timeout=5)
+
+    def together(arrays: Any) -> codebooks.Codebook:
+        both.wait()
+        return read(arrays)
+
+    monkeypatch.setattr(codebooks.Codebook, "read", together)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: snapshot.codebook, range(2))
+    assert first is not None
+    assert first is second is snapshot.codebook
+
+
+def test_what_is_fetched_of_many_segments_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each segment."""
+    monkeypatch.setattr(folding, "FANOUT", 1000)
+    index = fragmented(np.random.default_rng(0), [2] * 50)
+    snapshot = index.snapshot()
+    assert len(snapshot.segments) == 50
+    asked = list(reversed(snapshot.ids()))
+    looked_at = 0
+
+    class Counted(tuple[int, int]):
+        row = property(lambda self: self[1])
+
+        @property
+        def segment(self) -> int:
+            nonlocal looked_at
+            looked_at += 1
+            return self[0]
+
+    places = [Counted(place) for place in snapshot.all_places(asked)]
+    monkeypatch.setattr(snapshot, "all_places", lambda _: places)
+    assert [document.id for document in snapshot.get(asked)] == asked
+    assert looked_at <= 2 * len(asked)

@@ -38,6 +38,10 @@ class Arrays(Protocol):
         """Verify every row."""
         ...
 
+    def let_go(self) -> None:
+        """Take no memory for what was read and lies in a file; it is read again when it is asked for."""
+        ...
+
 
 @final
 class InMemory:
@@ -63,6 +67,9 @@ class InMemory:
 
     def check_all(self, name: str) -> None:
         self.lazily(name)
+
+    def let_go(self) -> None:
+        """Nothing: it lies nowhere else."""
 
 
 def check_rows(place: str, rows: int, firsts: NDArray[np.int64], lasts: NDArray[np.int64]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -22,13 +23,15 @@ from lateinteraction.adapters.index.snapshot import IndexSnapshot, Place
 from lateinteraction.adapters.index.writing import Writer
 from lateinteraction.domain.embeddings import Offsets, TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import InvalidOption
-from lateinteraction.domain.ports import Progress
+from lateinteraction.domain.ports import StageProgress
 from lateinteraction.domain.text import Document, Metadata
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lateinteraction.adapters.index.codebook import Codebook
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -39,11 +42,12 @@ class Changes:
         writer: of the index.
         snapshot: the generation that it starts from.
         check: called now and then while `commit` works; what it raises ends that, and nothing is committed.
-        progress: told of documents that are written, and of how many will be; not of those that stay where they are.
+        progress: told of steps of training, where a codebook is made or grows, and of documents that are written, each
+            with how many there will be; not of those that stay where they are.
     """
 
     def __init__(
-        self, writer: Writer, snapshot: IndexSnapshot, check: Callable[[], None], progress: Progress | None = None
+        self, writer: Writer, snapshot: IndexSnapshot, check: Callable[[], None], progress: StageProgress | None = None
     ) -> None:
         self.snapshot = snapshot
         self._writer, self._check, self._progress = writer, check, progress
@@ -52,7 +56,7 @@ class Changes:
         self._incoming: Incoming | None = None
         self._shared = dict(snapshot.opened.manifest.shared)
         self._made: Codebook | None = None
-        self._compacting = self._retraining = False
+        self._compacting = self._retraining = self._told = False
         self._done = self._total = 0
 
     def add(self, documents: Sequence[Document], embeddings: TokenEmbeddings[Tensor], taken: NDArray[np.bool_]) -> None:
@@ -88,7 +92,10 @@ class Changes:
         """
         if retrain and self._settings.bits is None:
             codec = self._settings.options.codec
-            raise InvalidOption(f"retrain with codec = {codec!r}", "a residual codec", "This one has no codebook.")
+            tier = self._settings.options.tier
+            raise InvalidOption(
+                f"retrain with codec = {codec!r}, tier = {tier!r}", "a residual codec", "This one has no codebook."
+            )
         self._compacting, self._retraining = True, retrain
 
     def commit(self) -> None:
@@ -109,7 +116,12 @@ class Changes:
         self._check()
         self._done += documents
         if self._progress is not None and documents:
-            self._progress(self._done, self._total)
+            self._progress("writing", self._done, self._total)
+
+    def _trains(self, done: int, total: int | None) -> None:
+        self._check()
+        if self._progress is not None:
+            self._progress("training", done, total)
 
     def _parts(self) -> list[Part]:
         """All that the next generation holds."""
@@ -173,17 +185,27 @@ class Changes:
         file = self._writer.new_file("segment", number)
         store(file, self._columns(parts))
         forms = [(file, Form(kind, codebook, anew=self._retraining and codebook is not None))]
-        keep = self._settings.options.keep
-        if codebook is not None and keep != "nothing":
-            kept = Form("int8" if keep == "int8" else "vectors", kept=True)
+        if codebook is not None and self._keeps(parts):
+            kept = Form("int8" if self._settings.options.keep == "int8" else "vectors", kept=True)
             forms.append((self._writer.new_file(KEPT, number), kept))
         lengths = np.concatenate([part.lengths for part in parts])
         own, *_ = store_tokens(forms, parts, self._step)
         for each, _ in forms:
             each.add("tokens.offsets", offsets_of(lengths))
         if codebook is not None:
-            store(file, of_arrays(_listed(own["residual.codes"], lengths, len(codebook))))
+            store(file, of_arrays(self._listed(own["residual.codes"], lengths, len(codebook))))
         return SegmentRecord(number, len(lengths), int(lengths.sum()), kind, [each.close() for each, _ in forms])
+
+    def _keeps(self, parts: Sequence[Part]) -> bool:
+        """Whether vectors are kept beside the residuals of these: never some that were made of residuals."""
+        if self._settings.options.keep == "nothing":
+            return False
+        lost = sum(part.documents for part in parts if not part.exact)
+        if lost and not self._told:
+            self._told = True
+            whole = sum(part.documents for part in parts)
+            _log.warning("no vectors are kept beside %d documents: those of %d of them were lost", whole, lost)
+        return not lost
 
     def _columns(self, parts: Sequence[Part]) -> Iterator[Column]:
         """Of an addition by itself those that it has; else they are merged."""
@@ -214,27 +236,30 @@ class Changes:
         assert self._settings.bits is not None
         before = self._made or (None if self._retraining else self.snapshot.codebook)
         every, unlike = self._parts(), [part for part in parts if part.segment.record.kind != "residual"]
+        known = self.snapshot.codebook
+        if known is not None and not any(part.tokens for part in every):
+            return known  # nothing is left to train another one on
         self._made = codebook_for(
             sum(part.tokens for part in every),
             self._settings.bits,
             before,
             lambda count: sampled(every, count, self._step),
             (lambda count: sampled(unlike, count, self._step)) if unlike else None,
+            self._settings.options.centroids,
+            self._trains,
         )
         if self._made is not before:
             self._shared["codebook"] = _filled(self._writer.new_file("codebook"), self._made.arrays())
         return self._made
+
+    def _listed(self, codes: NDArray[np.int32], lengths: Offsets, centroids: int) -> dict[str, NDArray[Any]]:
+        """Inverted lists of residuals, where reading all codes would take longer, or where they are asked for."""
+        from lateinteraction.adapters.index.lists import build_lists
+
+        return build_lists(codes, lengths, centroids) if folding.listed(self._settings, len(codes)) else {}
 
 
 def _filled(file: FileWriter, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
     for name, array in arrays.items():
         file.add(name, array)
     return file.close()
-
-
-def _listed(codes: NDArray[np.int32], lengths: Offsets, centroids: int) -> dict[str, NDArray[Any]]:
-    """Inverted lists of residuals, where these are so many that reading all codes would take longer."""
-    from lateinteraction.adapters.index.codebook import tier_of
-    from lateinteraction.adapters.index.lists import build_lists
-
-    return build_lists(codes, lengths, centroids) if tier_of(len(codes)) == "listed" else {}

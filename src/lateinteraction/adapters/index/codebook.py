@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor
 
 from lateinteraction import kernels
 from lateinteraction.adapters.index.arrays import Arrays
+from lateinteraction.adapters.index.memory import give_back_freed
+from lateinteraction.adapters.index.quantiser import quantiser
+from lateinteraction.adapters.index.settings import MOST_CENTROIDS
 from lateinteraction.adapters.neural.transfer import to_device, to_host
 from lateinteraction.domain.errors import CorruptIndex, InvalidEmbeddings, InvalidOption
 from lateinteraction.domain.ports import Progress
@@ -30,24 +33,19 @@ from lateinteraction.kernels.operands import Codec
 BITS = (1, 2, 4)
 """Bits per dimension that the kernels read."""
 
-Tier = Literal["exact", "compressed", "listed"]
-"""Vectors that are all scored; a codec whose codes are all looked at; the same with inverted lists."""
-EXACT_TOKENS = 2**17
-"""2,000 documents of 64 tokens: 7 ms a query. Compressed ones would take 2 ms."""
-SCANNED_TOKENS = 2_000_000
-"""All codes and inverted lists take a query 5.3 and 5.0 ms at 1.2 M tokens, 18.7 and 7.1 ms at 6 M."""
-
 TOKENS_PER_CENTROID = 100
 """A corpus of T tokens gets T / 100 centroids: the best 128 by centroids alone then hold .999 of the exact best ten of
 Cranfield and all of those of 20,000 synthetic documents, and the table of 1.2 M tokens stays in the second-level cache
 (12,000 × 32 bytes)."""
-MOST_CENTROIDS = 2**18
-"""128 MiB of float32 at 128 dimensions."""
 SAMPLED_PER_CENTROID = 32
 """Tokens of the sample per centroid. Mean norm of what 12,288 centroids leave of other tokens of 20,000 synthetic
 documents, and relative time of training: 24 .481 0.7, 32 .479 1.0 (1.8 s), 64 .473 2.0."""
 MOST_SAMPLED = 2**21
-"""512 MiB of float16 at 128 dimensions, and as much again while they are shuffled."""
+"""512 MiB of float16 at 128 dimensions: for 65,536 centroids and more, of 6.5 M tokens and more."""
+MOST_DRAWN = MOST_SAMPLED // 2
+"""Of the sample, by their need, for further centroids: 256 MiB."""
+STRIP = 32
+"""Dimensions that are moved at a time where a sample is shuffled in place: a line of the cache of float16."""
 ROUNDS, REFINEMENTS = 4, 1
 """Steps of k-means for the centres and within each cell, then over all cells together. The same measure with 4,096
 centroids: 4 and 0 .595, 4 and 1 .581 in 1.3 times the time, 6 and 2 .578 in 2.1 times."""
@@ -63,11 +61,18 @@ BLOCK = 32_768
 """Tokens that a thread assigns at a time: 16 MB of float32 at 128 dimensions."""
 HELD_OUT, MOST_HELD_OUT = 0.05, 50_000
 """Share of the sample that fits the quantiser and no centroid, and the most of it (as ColBERTv2 does)."""
+LEAST_FITTED = 256
+"""Tokens that fit the quantiser at least, held out or not: a handful would leave out most of what is to come. What is
+lost of 500 documents that came one by one to a forced tier: .093 with it, .108 without."""
 FAR = 0.75
 """The quantile of residual norms, on tokens that fitted no centroid, beyond which a token counts as far."""
 DRIFT, DRIFT_SAMPLE, DRIFTED_SAMPLE = 0.35, 2**15, 2**20
 """The share of tokens that may be far: a quarter is, of those like the ones of training. On how many that is looked at;
 and by how many the codebook grows then, at most: 256 MB of float16 at 128 dimensions."""
+FEW_TOKENS = 8
+"""For each centroid, while an index has fewer tokens than two for each that is asked for: the quantiser, which stays,
+would otherwise be fitted to tokens that are all but centroids themselves. Of the same documents, with 64 centroids,
+.148 is lost with it, .178 with two tokens for each."""
 ROOM = 1.4
 """A codebook grows where so many times its centroids are wanted, to so many times what is wanted: each time to twice
 its size, and is never far from the right one."""
@@ -76,10 +81,6 @@ NEED = 4
 12,000 centroids leave that began as 1,311 and were doubled: all alike .538 (as 6,000 trained at once), 2 .506, 4 .503
 (as 9,300); 16,800 of them .471, where 12,000 trained at once leave .484. Without the step in which all tokens choose
 between old and new .534."""
-LLOYD_ROUNDS = 60
-"""Squared error of the quantiser at 4, 2 and 1 bits, of that of no bits, on Cranfield: quantiles (as ColBERTv2) .047
-.205 .448, Lloyd's iteration .014 .152 .428. A scale for each dimension gives .013 .145 .416, which is not worth its
-numbers; a scale for each token .010 .125 .378, for two bytes more."""
 
 _CENTROIDS, _CELLS = "codebook.centroids", "codebook.cells"
 _CUTOFFS, _WEIGHTS, _FAR = "codebook.cutoffs", "codebook.weights", "codebook.far"
@@ -136,7 +137,9 @@ class Codebook:
         if len(parts) <= 1:
             return self._assigned(values, near)
         with ThreadPoolExecutor(min(len(parts), torch.get_num_threads())) as pool:
-            return torch.cat(list(pool.map(lambda part: self._assigned_alone(part, near), parts)))
+            found = torch.cat(list(pool.map(lambda part: self._assigned_alone(part, near), parts)))
+        give_back_freed()  # each thread's own, which no other thread is given
+        return found
 
     def _assigned_alone(self, values: Tensor, near: int) -> Tensor:
         with kernels.at_most(1):
@@ -188,22 +191,23 @@ class Codebook:
         """The share of unit vectors (T, D) that are far from their centroids; ¼ for those like the ones of training."""
         return float((self.residual_norms(values, codes) > self.far).double().mean()) if len(values) else 0.0
 
-    def grown(self, values: Tensor, seed: int = 0) -> Codebook:
+    def grown(self, values: Tensor, seed: int = 0, progress: Progress | None = None) -> Codebook:
         """With more centroids, behind the others, for those unit vectors (T, D) that are far; itself without any.
 
-        Codes and everything that was encoded keep their meaning.
+        Codes and everything that was encoded keep their meaning. `progress` is told as `train` does it.
         """
-        wide = values.type(torch.float32)
-        far = wide[self.residual_norms(wide, self.assign(wide)) > self.far]
+        far = values[self._distances(values) > self.far] if len(values) else values
         generator = torch.Generator().manual_seed(seed)
         wanted = min(MOST_CENTROIDS - len(self), centroid_count(len(far)) if len(far) else 0)
         if wanted < 1:
             return self
-        more, _ = _trained(_shuffled(far, generator), wanted, generator, _silent)
+        more, _ = _trained(_shuffled(far, generator), wanted, generator, progress or _silent)
         cells = torch.cat([self.cells, kernels.kmeans_assign(more, self._centres)])
         return evolve(self, centroids=torch.cat([self.centroids, more]), cells=cells)
 
-    def denser(self, values: Tensor, count: int, seed: int = 0) -> Codebook:
+    def denser(
+        self, values: Tensor, count: int, seed: int = 0, progress: Progress | None = None, *, in_place: bool = False
+    ) -> Codebook:
         """With up to `count` centroids in all, the new ones behind the others, for an index that has become larger.
 
         Codes and everything that was encoded keep their meaning. Cells are made anew, and what is far is judged anew.
@@ -212,21 +216,27 @@ class Codebook:
             values: (T, D), unit vectors drawn from all tokens, in any order; float16 will do.
             count: fewer come of less than two tokens for each new one.
             seed: of everything that is drawn.
+            progress: told of steps of k-means, done and in all.
+            in_place: whether the values may be left in another order, which takes half the memory.
         """
         generator = torch.Generator().manual_seed(seed)
         held = min(MOST_HELD_OUT, math.ceil(HELD_OUT * len(values)))
-        shuffled = _shuffled(values, generator)
+        shuffled = _in_any_order(values, generator, in_place=in_place)
         judging, fitting = shuffled[:held], shuffled[held:]
         wanted = min(count, MOST_CENTROIDS) - len(self)
         need = self._distances(fitting).double() ** NEED if len(fitting) else torch.empty(0)
         wanted = min(wanted, int(need.count_nonzero()) // 2)
         if wanted < 1:
             return self
-        chosen = torch.multinomial(need, len(fitting), replacement=True, generator=generator)
-        more, _ = _trained(fitting.index_select(0, chosen), wanted, generator, _silent)
+        drawn = min(len(fitting), SAMPLED_PER_CENTROID * wanted, MOST_DRAWN)
+        chosen = fitting.index_select(0, torch.multinomial(need, drawn, replacement=True, generator=generator))
+        more, _ = _trained(chosen, wanted, generator, progress or _silent)
+        del chosen, need  # half as much as the sample
         draft = self._with(torch.cat([self.centroids, more]), generator)
         moved = kernels.kmeans_update(fitting, draft.assign(fitting), draft.centroids)
-        grown = self._with(torch.cat([self.centroids, _as_halves(moved[len(self) :])]), generator)
+        moved[: len(self)], moved[len(self) :] = self.centroids, _as_halves(moved[len(self) :])
+        del draft, more
+        grown = self._with(moved, generator)
         return evolve(grown, far=float(np.quantile(to_host(grown._distances(judging)), FAR)))
 
     def _with(self, centroids: Tensor, generator: torch.Generator) -> Codebook:
@@ -270,11 +280,6 @@ class Codebook:
         return cls(wide, to_device(cells.copy(), "cpu"), cuts, values, float(far[0]))
 
 
-def tier_of(tokens: int) -> Tier:
-    """How a corpus of so many tokens is best stored and searched, where nobody says otherwise."""
-    return "exact" if tokens <= EXACT_TOKENS else "compressed" if tokens <= SCANNED_TOKENS else "listed"
-
-
 def centroid_count(tokens: int) -> int:
     """How many centroids a corpus of so many tokens gets."""
     return max(1, min(MOST_CENTROIDS, round(tokens / TOKENS_PER_CENTROID)))
@@ -289,7 +294,15 @@ Sample = Callable[[int], Tensor]
 """About so many unit vectors (T, D), drawn from some documents; float16 will do."""
 
 
-def codebook_for(tokens: int, bits: int, before: Codebook | None, everything: Sample, new: Sample | None) -> Codebook:
+def codebook_for(
+    tokens: int,
+    bits: int,
+    before: Codebook | None,
+    everything: Sample,
+    new: Sample | None,
+    centroids: int | None = None,
+    progress: Progress | None = None,
+) -> Codebook:
     """What an index should be encoded with: the codebook it has, one that has grown out of it, or its first.
 
     Where too many of the new tokens are far from every centroid, they get some of their own. Where the index has
@@ -301,25 +314,50 @@ def codebook_for(tokens: int, bits: int, before: Codebook | None, everything: Sa
         before: the one it has.
         everything: draws from all documents, with the new ones; as they are stored is good enough.
         new: draws from those that are about to be encoded; None where nothing is.
+        centroids: how many, whatever the number of tokens, as soon as there are two for each; never more.
+        progress: told as `train` does it, and before that of nothing done of nobody knows how much.
 
     Raises:
         InvalidEmbeddings: a first codebook is to be made without a token.
     """
-    wanted = centroid_count(tokens)
+    told = progress or _silent
+    wanted = _wanted(tokens, centroids)
     if before is None:
-        return train(everything(sample_size(wanted)), wanted, bits)
+        told(0, None)
+        return train(everything(sample_size(wanted)), wanted, bits, progress=told, in_place=True)
     if new is None:
         return before
-    looked_at = new(DRIFT_SAMPLE)
-    drifted = before.drift(looked_at, before.assign(looked_at)) > DRIFT
-    found = before.grown(new(DRIFTED_SAMPLE)) if drifted else before
-    if wanted > ROOM * len(found):
-        count = centroid_count(round(ROOM * tokens))
-        found = found.denser(everything(sample_size(count)), count)
+    found = before
+    if centroids is None and _drifted(before, new):
+        told(0, None)
+        found = before.grown(new(DRIFTED_SAMPLE), progress=told)
+    if wanted > (1.0 if wanted == centroids else ROOM) * len(found):
+        told(0, None)
+        count = _wanted(round(ROOM * tokens), centroids)
+        found = found.denser(everything(sample_size(count)), count, progress=told, in_place=True)
     return found
 
 
-def train(sample: Tensor, centroids: int, bits: int, seed: int = 0, progress: Progress | None = None) -> Codebook:
+def _wanted(tokens: int, forced: int | None) -> int:
+    if forced is None:
+        return centroid_count(tokens)
+    return forced if tokens >= 2 * forced else max(1, tokens // FEW_TOKENS)
+
+
+def _drifted(before: Codebook, new: Sample) -> bool:
+    looked_at = new(DRIFT_SAMPLE)
+    return before.drift(looked_at, before.assign(looked_at)) > DRIFT
+
+
+def train(
+    sample: Tensor,
+    centroids: int,
+    bits: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    in_place: bool = False,
+) -> Codebook:
     """A codebook for tokens like these.
 
     Args:
@@ -328,6 +366,7 @@ def train(sample: Tensor, centroids: int, bits: int, seed: int = 0, progress: Pr
         bits: per dimension.
         seed: of everything that is drawn.
         progress: told of steps of k-means, done and in all.
+        in_place: whether the sample may be left in another order, which takes half the memory.
 
     Raises:
         InvalidOption: bits other than 1, 2 or 4; no centroids.
@@ -340,21 +379,23 @@ def train(sample: Tensor, centroids: int, bits: int, seed: int = 0, progress: Pr
     if not len(sample):
         raise InvalidEmbeddings("no tokens to train a codebook on", "some", "Add documents first.")
     generator = torch.Generator().manual_seed(seed)
-    shuffled = _shuffled(sample, generator)
+    shuffled = _in_any_order(sample, generator, in_place=in_place)
     held = min(MOST_HELD_OUT, math.ceil(HELD_OUT * len(sample)))
     fitting = shuffled[held:] if len(sample) > held else shuffled
     found, cells = _trained(fitting, min(centroids, max(1, len(fitting) // 2)), generator, progress or _silent)
     draft = Codebook(found, cells, torch.zeros(2**bits - 1), torch.zeros(2**bits), 0.0)
-    residuals = shuffled[:held].type(torch.float32) - found.index_select(0, draft.assign(shuffled[:held]))
+    judging = shuffled[: max(held, LEAST_FITTED)]
+    residuals = judging.type(torch.float32) - found.index_select(0, draft.assign(judging))
     cutoffs, weights = quantiser(residuals, bits)
-    far = float(np.quantile(to_host(residuals.norm(dim=1)), FAR))
+    far = float(np.quantile(to_host(residuals[:held].norm(dim=1)), FAR))
     return evolve(draft, cutoffs=cutoffs, weights=weights, far=far)
 
 
 def _trained(values: Tensor, count: int, generator: torch.Generator, progress: Progress) -> tuple[Tensor, Tensor]:
     """Centroids (≤ count, D) and their cells, of tokens in random order."""
     groups = 1 if count <= FLAT else round(math.sqrt(count))
-    steps = groups + REFINEMENTS
+    refinements = REFINEMENTS if groups > 1 else 0
+    steps = groups + refinements
     centres = _settled(values[: groups * SAMPLED_PER_CELL], _drawn(values, groups, generator))
     owners = kernels.kmeans_assign(values, centres)
     sizes = torch.bincount(owners, minlength=groups)
@@ -366,7 +407,7 @@ def _trained(values: Tensor, count: int, generator: torch.Generator, progress: P
         progress(cell + 1, steps)
     cells = to_device(np.repeat(np.arange(groups), [len(part) for part in parts]), "cpu")
     found = Codebook(torch.cat(parts), _occupied(cells), torch.zeros(1), torch.zeros(2), 0.0)
-    for step in range(REFINEMENTS if groups > 1 else 0):
+    for step in range(refinements):
         moved = kernels.kmeans_update(values, found.assign(values), found.centroids)
         found = evolve(found, centroids=moved, cells=_occupied(kernels.kmeans_assign(moved, centres)))
         progress(groups + step + 1, steps)
@@ -383,6 +424,16 @@ def _settled(values: Tensor, centroids: Tensor) -> Tensor:
 def _shuffled(values: Tensor, generator: torch.Generator, count: int | None = None) -> Tensor:
     """So many of the tokens, or all, in random order. (Rows gather far faster by `index_select` than by brackets.)"""
     return values.index_select(0, torch.randperm(len(values), generator=generator, device="cpu")[:count])
+
+
+def _in_any_order(values: Tensor, generator: torch.Generator, *, in_place: bool) -> Tensor:
+    """The tokens in random order, which is the same in place: then some dimensions of all are moved at a time."""
+    if not in_place:
+        return _shuffled(values, generator)
+    order = torch.randperm(len(values), generator=generator, device="cpu")
+    for strip in values.split(STRIP, dim=1):
+        strip.copy_(strip.index_select(0, order))
+    return values
 
 
 def _drawn(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -407,25 +458,6 @@ def _occupied(cells: Tensor) -> Tensor:
 def _as_halves(values: Tensor) -> Tensor:
     """Rounded to what float16 holds, so that what is stored is what tokens were measured against."""
     return values.type(torch.float16).type(torch.float32)
-
-
-def quantiser(residuals: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Cut-offs (2^b − 1,) and weights (2^b,) of least squared error on residuals (T, D), all dimensions together.
-
-    Lloyd's iteration from quantiles: a weight is the mean of its bucket, a cut-off lies midway between weights.
-    """
-    count = 2**bits
-    values = np.sort(to_host(residuals.flatten()).astype(np.float64))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    edges = np.round(np.linspace(0, len(values), count + 1)).astype(np.int64)
-    weights = values[np.round((np.arange(count) + 0.5) / count * (len(values) - 1)).astype(np.int64)]
-    cutoffs = (weights[1:] + weights[:-1]) / 2
-    for _ in range(LLOYD_ROUNDS):
-        sizes = np.diff(edges)
-        weights = np.where(sizes > 0, np.diff(sums[edges]) / np.maximum(sizes, 1), weights)
-        cutoffs = (weights[1:] + weights[:-1]) / 2
-        edges[1:-1] = np.searchsorted(values, cutoffs, side="right")
-    return to_device(cutoffs.astype(np.float32), "cpu"), to_device(weights.astype(np.float32), "cpu")
 
 
 def _centres_of(centroids: Tensor, cells: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lateinteraction.adapters.index import ids, postings, texts, updates
 from lateinteraction.adapters.index.columns import Column, blocks_of
 from lateinteraction.adapters.index.files import FileWriter, Rows
+from lateinteraction.adapters.index.memory import give_back_freed
 from lateinteraction.adapters.index.parts import Part
 from lateinteraction.adapters.index.segments import PAYLOADS, Kind
 
@@ -107,6 +108,7 @@ def store_tokens(files: Sequence[tuple[FileWriter, Form]], parts: Sequence[Part]
                         own = part.originals(block) if own is None else own
                         arrays = sink.form.encoded(own)
                     sink.take(arrays)
+                _let_go(part)
                 step(block.stop - block.start)
         return [sink.end() for sink in sinks]
 
@@ -121,38 +123,70 @@ def sampled(parts: Sequence[Part], tokens: int, step: Step) -> Tensor:
         tokens: how many.
         step: as `store_tokens` has it.
     """
+    if sum(part.tokens for part in parts) > TOKENS_AT_A_TIME:
+        give_back_freed()
     share = min(1.0, tokens / max(1, sum(part.tokens for part in parts)))
-    generator = np.random.default_rng(0)
     if share * sum(np.count_nonzero(part.lengths) for part in parts) >= FEW_DOCUMENTS:
-        found = _drawn(parts, generator, step, documents=share)
+        found = _drawn(parts, _Lot(documents=share), step)
         if len(found):
             return found
-    return _drawn(parts, generator, step, tokens=share)
+    return _drawn(parts, _Lot(tokens=share), step)
 
 
-def _drawn(
-    parts: Sequence[Part],
-    generator: np.random.Generator,
-    step: Step,
-    *,
-    documents: float = 1.0,
-    tokens: float = 1.0,
-) -> Tensor:
-    """Of each part this share of its documents, and of these this share of their tokens."""
+@final
+@frozen
+class _Lot:
+    """What is drawn: this share of the documents, and of their tokens this share. The same each time it is drawn."""
+
+    documents: float = 1.0
+    tokens: float = 1.0
+
+    def draw(self, parts: Sequence[Part]) -> Iterator[tuple[Part, NDArray[np.int64], NDArray[np.bool_] | None]]:
+        """Block by block: a part, documents of it, and which of their tokens; None: all."""
+        generator = np.random.default_rng(0)
+        for part in parts:
+            lengths = part.lengths
+            for block in blocks_of(lengths, TOKENS_AT_A_TIME):
+                which = block.start + np.flatnonzero(generator.random(block.stop - block.start) < self.documents)
+                count = int(lengths[which].sum())
+                yield part, which, None if self.tokens >= 1 else generator.random(count) < self.tokens
+
+    def size(self, parts: Sequence[Part]) -> int:
+        """How many tokens that is."""
+        return sum(
+            int(part.lengths[which].sum()) if chosen is None else int(np.count_nonzero(chosen))
+            for part, which, chosen in self.draw(parts)
+        )
+
+
+def _drawn(parts: Sequence[Part], lot: _Lot, step: Step) -> Tensor:
+    """The tokens of a lot, as `sampled` has them, each written where it stays: twice as many would not fit."""
     import torch
 
     from lateinteraction.adapters.neural.transfer import to_device
 
-    found: list[Tensor] = []
-    for part in parts:
-        for block in blocks_of(part.lengths, TOKENS_AT_A_TIME):
-            step(0)
-            which = block.start + np.flatnonzero(generator.random(block.stop - block.start) < documents)
-            own = part.originals(which).detach()
-            if tokens < 1:
-                own = own[to_device(generator.random(len(own)) < tokens, own.device)]
-            found.append(torch.nn.functional.normalize(own.type(torch.float32), dim=1).type(torch.float16))
-    return torch.cat(found)
+    found: Tensor | None = None
+    filled = 0
+    for part, which, chosen in lot.draw(parts):
+        step(0)
+        own = part.originals(which).detach()
+        if chosen is not None:
+            own = own[to_device(chosen, own.device)]
+        if found is None:
+            found = torch.empty((lot.size(parts), own.shape[1]), dtype=torch.float16, device=own.device)
+        found[filled : filled + len(own)] = torch.nn.functional.normalize(own.type(torch.float32), dim=1)
+        filled += len(own)
+        _let_go(part)
+    assert found is not None, "parts have documents"
+    return found
+
+
+def _let_go(part: Part) -> None:
+    """Keep nothing of a large part in memory that lies in its files."""
+    if part.tokens > TOKENS_AT_A_TIME:
+        for arrays in (part.segment.arrays, part.segment.kept_arrays):
+            if arrays is not None:
+                arrays.let_go()
 
 
 @final

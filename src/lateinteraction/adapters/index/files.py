@@ -29,6 +29,7 @@ from lateinteraction.adapters.index.layout import (
     read_layout,
     trailer_of,
 )
+from lateinteraction.adapters.index.memory import let_go
 from lateinteraction.adapters.index.storage import Buffer, Storage, is_name, temporary_name
 from lateinteraction.domain.errors import CorruptIndex, InvalidOption, StorageFailed
 
@@ -249,6 +250,7 @@ class StoredFile:
             for entry in layout.entries
         }
         self._blocks = Blocks(record.name, data[: layout.length], layout.table)
+        self._data = data
 
     @classmethod
     def open(cls, storage: Storage, record: FileRecord) -> StoredFile:
@@ -300,6 +302,10 @@ class StoredFile:
         """Verify every row."""
         entry = self._entry(name)
         self._blocks.check_span(entry.offset, entry.stop)
+
+    def let_go(self) -> None:
+        """Give back the pages that were read; those who read them now, or next, have them from the system's cache."""
+        let_go(self._data)
 
     def verify(self) -> list[str]:
         """Every damaged block, in words, read anew; none where all is sound."""

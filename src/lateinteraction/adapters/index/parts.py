@@ -60,6 +60,11 @@ class Part(Protocol):
         """T."""
         ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether `originals` are what came, and not what a codebook left of it."""
+        ...
+
     def originals(self, which: slice | Rows) -> Tensor:
         """The tokens (T, D) of some of the documents, counted from 0, as exact as they are known."""
         ...
@@ -143,6 +148,12 @@ class Left:
             return segment.metadata
         return segment.metadata_with(Updates(InMemory(updates.build(self.updates, segment.updates))))
 
+    @property
+    def exact(self) -> bool:
+        """As vectors, or with a file of them; there is none where one was lost."""
+        segment = self._segment
+        return segment.kind != "residual" or segment.kept_arrays is not None or not self.tokens
+
     def originals(self, which: slice | Rows) -> Tensor:
         """Those that were kept, else what is stored."""
         kept = self._segment.kept
@@ -202,6 +213,10 @@ class Incoming:
     @property
     def metadata(self) -> MetadataView:
         return self.segment.metadata
+
+    @property
+    def exact(self) -> bool:
+        return True
 
     def originals(self, which: slice | Rows) -> Tensor:
         """As they came."""

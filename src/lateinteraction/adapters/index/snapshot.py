@@ -59,6 +59,8 @@ class IndexStats:
         segments: how many, by how their embeddings are stored.
         bytes: of all files; of them those of token embeddings, and of vectors that were kept beside them.
         codec, keep: what was asked for.
+        tier: that is in force: "exact" where all that is stored is scored, "compressed" where segments are searched by
+            their centroids first, "listed" where some of them have inverted lists; of an empty index the one forced.
         listed: segments with inverted lists.
         centroids: of the codebook; 0 without one.
     """
@@ -71,6 +73,7 @@ class IndexStats:
     bytes: Mapping[str, int]
     codec: str
     keep: str
+    tier: str
     listed: int
     centroids: int
 
@@ -82,7 +85,6 @@ class _SharedCodebook:
     def __init__(self, record: FileRecord | None, opened: OpenGeneration) -> None:
         self.record = record
         self._arrays = None if record is None else opened.file(record)
-        self._read: Codebook | None = None
 
     @property
     def centroids(self) -> int:
@@ -90,11 +92,15 @@ class _SharedCodebook:
         return 0 if self._arrays is None else len(self._arrays.lazily("codebook.centroids"))
 
     def __call__(self) -> Codebook | None:
-        if self._read is None and self._arrays is not None:
-            from lateinteraction.adapters.index.codebook import Codebook
+        return self._codebook
 
-            self._read = Codebook.read(self._arrays)
-        return self._read
+    @once
+    def _codebook(self) -> Codebook | None:
+        if self._arrays is None:
+            return None
+        from lateinteraction.adapters.index.codebook import Codebook
+
+        return Codebook.read(self._arrays)
 
 
 @final
@@ -278,6 +284,9 @@ class IndexSnapshot:
         manifest = self.opened.manifest
         kinds = [record.kind for record in records]
         documents = len(self)
+        listed = sum(STARTS in segment.arrays for segment in self.segments)
+        forced = self.settings.options.tier
+        found = "listed" if listed else "compressed" if "residual" in kinds else "exact"
         return IndexStats(
             generation=self.generation,
             documents=documents,
@@ -291,7 +300,8 @@ class IndexSnapshot:
             },
             codec=self.settings.options.codec,
             keep=self.settings.options.keep,
-            listed=sum(STARTS in segment.arrays for segment in self.segments),
+            tier=found if kinds or forced == "auto" else forced,
+            listed=listed,
             centroids=self._shared.centroids,
         )
 
@@ -336,10 +346,13 @@ class IndexSnapshot:
 
     def _by_segment(self, ids: Sequence[DocumentId]) -> Iterable[tuple[int, list[int], Rows]]:
         """For each segment: which of the ids are in it, and their rows there."""
-        places = self.all_places(ids)
-        for number in sorted({place.segment for place in places}):
-            own = [(item, place.row) for item, place in enumerate(places) if place.segment == number]
-            yield number, [item for item, _ in own], np.array([row for _, row in own], np.int64)
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for item, place in enumerate(self.all_places(ids)):
+            items, rows = found.setdefault(place.segment, ([], []))
+            items.append(item)
+            rows.append(place.row)
+        for number, (items, rows) in sorted(found.items()):
+            yield number, items, np.array(rows, np.int64)
 
 
 def _chosen(segment: Segment, candidates: HashedIds) -> Mask:

@@ -129,6 +129,13 @@ def create(
         Literal["nothing", "int8", "float16"],
         typer.Option("--keep", help="What of the vectors is kept beside residuals, for more exact scores."),
     ] = "nothing",
+    tier: Annotated[
+        Literal["auto", "exact", "compressed", "listed"],
+        typer.Option("--tier", help="Whether everything is scored, or by centroids first, by inverted lists before."),
+    ] = "auto",
+    centroids: Annotated[
+        int | None, typer.Option("--centroids", help="Of the codebook; by the number of tokens where it is left out.")
+    ] = None,
     language: Annotated[
         str, typer.Option("--language", help="What words are stemmed by: english, german, …; none.")
     ] = "english",
@@ -136,9 +143,9 @@ def create(
     device: Device = "auto",
 ) -> None:
     """Make an index; it remembers how the model embeds."""
-    from lateinteraction.entrypoints.cli.index import Encoding, create
+    from lateinteraction.entrypoints.cli.index import Encoding, IndexForm, create
 
-    create(folder, codec, keep, language, Encoding(model, device))
+    create(folder, IndexForm(codec, language, keep, tier, centroids), Encoding(model, device))
 
 
 @index.command()

@@ -79,13 +79,13 @@ def encoding_progress() -> Generator[ports.Progress]:
 
 
 @contextmanager
-def building_progress() -> Generator[ports.StageProgress]:
-    """A bar on standard error while the block loads a model and fills an index: stage, pace and memory."""
+def building_progress(first: str) -> Generator[ports.StageProgress]:
+    """A bar on standard error while the block fills or rewrites an index: stage (at first `first`), pace, memory."""
     console = notes()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"))
     pace = Pace()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading the model", total=None, pace="")
+        task = bar.add_task(first, total=None, pace="")
 
         def update(stage: ports.Stage, done: int, total: int | None) -> None:
             nonlocal pace

@@ -34,7 +34,7 @@ from lateinteraction.wiring import exchange, indexes
 if TYPE_CHECKING:
     from lateinteraction.adapters.index.analysis import Language
     from lateinteraction.adapters.index.search import Effort
-    from lateinteraction.adapters.index.settings import Codec, Keep
+    from lateinteraction.adapters.index.settings import Codec, Keep, Tier
 
 
 @frozen
@@ -60,11 +60,23 @@ class IndexQuery:
     effort: Effort
 
 
-def create(folder: Path, codec: Codec, keep: Keep, language: str, encoding: Encoding) -> None:
+@frozen
+class IndexForm:
+    """How a person wants an index to be made; what there is not is refused later."""
+
+    codec: Codec
+    language: str
+    keep: Keep
+    tier: Tier
+    centroids: int | None
+
+
+def create(folder: Path, form: IndexForm, encoding: Encoding) -> None:
     """Make an index without documents."""
     from lateinteraction import IndexOptions
 
-    options = IndexOptions(codec, cast("Language", language), keep)
+    language = cast("Language", form.language)
+    options = IndexOptions(form.codec, language, form.keep, form.tier, form.centroids)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidOption(f"{folder}, which holds something", "a new or empty folder", "Name another.")
     with encoding_progress() as progress:
@@ -90,7 +102,7 @@ def add(
         raise UnreadableFile(
             f"{', '.join(map(str, paths))} without any text", "files of UTF-8 text", "Check the paths."
         )
-    with building_progress() as progress:
+    with building_progress("loading the model") as progress:
         model = load_model(encoding.model, device=encoding.device)
         with Index(model, folder) as index:
             counts = asdict(
@@ -120,7 +132,7 @@ def search(folder: Path, request: IndexQuery, encoding: Encoding, *, as_json: bo
     """Search, show."""
     from lateinteraction import SearchOptions
 
-    options = SearchOptions(request.effort)
+    options = None if request.by == "words" else SearchOptions(request.effort)
     where = None if request.where is None else filter_of(request.where)
     _must_exist(folder)
     with encoding_progress() as progress:
@@ -208,8 +220,8 @@ def repair(folder: Path, *, accept_loss: bool) -> bool:
 
 def compact(folder: Path, *, retrain: bool) -> None:
     """Rewrite what is worth it, or all with a new codebook."""
-    with closing(indexes.stored_index(folder)) as index:
-        index.compact(retrain=retrain)
+    with building_progress("compacting") as progress, closing(indexes.stored_index(folder)) as index:
+        index.compact(retrain=retrain, progress=progress)
     info(folder, as_json=False)
 
 
