@@ -431,8 +431,9 @@ def test_figures_have_names_of_their_own(module: ModuleType) -> None:
 
 def test_configurations_are_printed_with_what_they_store_and_how_they_search() -> None:
     assert str(contestants.KEPT) == (
-        "ours, 4 bits + float16: codec residual4, keep float16; searched with the defaults"
+        "ours, 4 bits + float16: codec residual4, keep float16; searched with candidates 256, probe 16"
     )
+    assert str(contestants.EXACT) == "ours, float16: codec float16; searched with the defaults"
 
 
 # ── environments ────────────────────────────────────────────────────────────────────────────────────────────────────

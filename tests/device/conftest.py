@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from lateinteraction.adapters.index import payloads
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tables_of_bytes() -> Iterator[None]:
+    """Devices look up bytes always, and so does the host here, that both may be compared to the last bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(payloads, "IN_BYTES", 0)
+        yield
