@@ -291,7 +291,7 @@ def sample_size(centroids: int) -> int:
 
 
 Sample = Callable[[int], Tensor]
-"""About so many unit vectors (T, D), drawn from some documents; float16 will do."""
+"""About so many unit vectors (T, D), drawn from some documents; float16 will do. Who asks may change what it gets."""
 
 
 def codebook_for(

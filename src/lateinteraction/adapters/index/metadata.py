@@ -35,8 +35,7 @@ _NULL, _BOOL, _NUMBER, _STRING = range(4)
 _WITH_ORDER = (_NUMBER, _STRING)
 _VALUES_AT_A_TIME = 4096
 _KNOWN_ORDERS = 1024
-"""Values of a key that stay read. Every bisection begins with the same few, and to read one takes 8 µs: a filter of
-20,000 documents by one of 1,000 values 0.05 ms in place of 0.14."""
+"""Values of a key that stay read. Every bisection begins with the same few, and to read one takes 8 µs."""
 
 Codes = NDArray[np.int32]
 Order = tuple[Any, ...]
