@@ -190,6 +190,8 @@ def test_the_life_of_an_index_on_the_command_line(li_index: Command, tmp_path: P
     for by in ("embeddings", "words", "both"):
         found: Any = json.loads(done("search", folder, "the capital of France", "-k", 1, "--by", by, "--json"))
         assert [hit["id"] for hit in found["hits"]] == ["paris"]
+    assert li_index("search", folder, "cat", "--by", "words", "--effort", "exact")[0] == 1
+    assert "hits" in done("search", folder, "cat", "--by", "both", "--effort", "exact", "--json")
     queries = tmp_path / "queries.txt"
     queries.write_text("the capital of France\na cat\n")
     measured = json.loads(done("recall", folder, queries, "-k", 2, "--json"))

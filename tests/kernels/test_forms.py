@@ -374,6 +374,13 @@ def test_what_lists_say_of_documents(form: Form, seed: int, blocks: int) -> None
     equal(form.listed_scores(listed, torch.from_numpy(gains), count), expected)
 
 
+def test_a_list_of_a_document_that_is_not_there_is_refused(form: Form) -> None:
+    listed = Listed(torch.tensor([0, 3], dtype=torch.uint16), torch.tensor([[[0, 2]]]), torch.tensor([0]))
+    assert form.listed_scores(listed, torch.tensor([[0.5]]), 4).tolist() == [0.5, 0.0, 0.0, 0.5]
+    with pytest.raises(IndexError, match="beyond the 3"):
+        form.listed_scores(listed, torch.tensor([[0.5]]), 3)
+
+
 @law
 @given(seeds)
 def test_kmeans(form: Form, seed: int) -> None:

@@ -122,6 +122,9 @@ class Form(Protocol):
         """What lists say of documents 0 … count − 1, float32 (count,), with gains float32 (S, M), at least 0:
 
         Σ_s max(0, gains[s, m] over the lists m of token s that name the document), summed in the order of tokens.
+
+        Raises:
+            IndexError: a list names another document.
         """
         ...
 

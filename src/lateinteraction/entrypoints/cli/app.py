@@ -5,9 +5,12 @@ usage errors cost nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from lateinteraction.adapters.index.analysis import Language
 
 app = typer.Typer(
     name="lateinteraction",
@@ -143,9 +146,10 @@ def create(
     device: Device = "auto",
 ) -> None:
     """Make an index; it remembers how the model embeds."""
-    from lateinteraction.entrypoints.cli.index import Encoding, IndexForm, create
+    from lateinteraction import IndexOptions
+    from lateinteraction.entrypoints.cli.index import Encoding, create
 
-    create(folder, IndexForm(codec, language, keep, tier, centroids), Encoding(model, device))
+    create(folder, IndexOptions(codec, cast("Language", language), keep, tier, centroids), Encoding(model, device))
 
 
 @index.command()
@@ -190,8 +194,9 @@ def search_index(
         Literal["embeddings", "words", "both"], typer.Option("--by", help="What ranks documents; words do by BM25.")
     ] = "embeddings",
     effort: Annotated[
-        Literal["fast", "balanced", "exact"], typer.Option("--effort", help="How much a search may cost.")
-    ] = "balanced",
+        Literal["fast", "balanced", "exact"] | None,
+        typer.Option("--effort", help="How much a search by embeddings may cost; balanced where it is left out."),
+    ] = None,
     model: Model = None,
     device: Device = "auto",
     as_json: AsJson = False,

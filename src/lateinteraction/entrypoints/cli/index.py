@@ -32,9 +32,8 @@ from lateinteraction.entrypoints.cli.filters import filter_of
 from lateinteraction.wiring import exchange, indexes
 
 if TYPE_CHECKING:
-    from lateinteraction.adapters.index.analysis import Language
     from lateinteraction.adapters.index.search import Effort
-    from lateinteraction.adapters.index.settings import Codec, Keep, Tier
+    from lateinteraction.adapters.index.settings import IndexOptions
 
 
 @frozen
@@ -57,26 +56,11 @@ class IndexQuery:
     k: int
     where: str | None
     by: By
-    effort: Effort
+    effort: Effort | None
 
 
-@frozen
-class IndexForm:
-    """How a person wants an index to be made; what there is not is refused later."""
-
-    codec: Codec
-    language: str
-    keep: Keep
-    tier: Tier
-    centroids: int | None
-
-
-def create(folder: Path, form: IndexForm, encoding: Encoding) -> None:
+def create(folder: Path, options: IndexOptions, encoding: Encoding) -> None:
     """Make an index without documents."""
-    from lateinteraction import IndexOptions
-
-    language = cast("Language", form.language)
-    options = IndexOptions(form.codec, language, form.keep, form.tier, form.centroids)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidOption(f"{folder}, which holds something", "a new or empty folder", "Name another.")
     with encoding_progress() as progress:
@@ -132,7 +116,7 @@ def search(folder: Path, request: IndexQuery, encoding: Encoding, *, as_json: bo
     """Search, show."""
     from lateinteraction import SearchOptions
 
-    options = None if request.by == "words" else SearchOptions(request.effort)
+    options = None if request.effort is None else SearchOptions(request.effort)
     where = None if request.where is None else filter_of(request.where)
     _must_exist(folder)
     with encoding_progress() as progress:

@@ -18,6 +18,8 @@ def listed_scores(listed: Listed, gains: Tensor, count: int) -> Tensor:
         steps = torch.arange(int(lengths.sum()), device=gains.device)
         places = torch.repeat_interleave(starts - before, lengths) + steps
         documents = listed.documents.type(torch.int64)[places] + torch.repeat_interleave(listed.firsts, lengths)
+        if len(documents) and int(documents.max()) >= count:
+            raise IndexError(f"a list names a document beyond the {count} that there are")
         best = torch.zeros_like(scores)
         scores += best.scatter_reduce(0, documents, torch.repeat_interleave(own, lengths), "amax")
     return scores
