@@ -14,8 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tables_of_bytes() -> Iterator[None]:
-    """Devices look up bytes always, and so does the host here, that both may be compared to the last bit."""
+def one_table_of_bytes() -> Iterator[None]:
+    """Devices look up bytes, of all centroids always, and so does the host here, that both may be compared to the last
+    bit: elsewhere it has other tables for small segments, and for few documents of a large one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(payloads, "IN_BYTES", 0)
+        patch.setattr(payloads, "FEW", 0)
         yield
