@@ -403,7 +403,7 @@ def test_the_nearest_of_the_first_centroids_are_those_of_the_codebook_before_it_
 ) -> None:
     denser = codebook.denser(tokens, 1_000)
     for near in (4, 1_000):
-        found, similarities = denser.nearest(tokens[:40], 8, near, known=len(codebook))
+        found, similarities = denser.nearest(denser.around(tokens[:40], near), 8, known=len(codebook))
         assert int(found.max()) < len(codebook)
         exact = (tokens[:40] @ codebook.centroids.T).sort(dim=1, descending=True).values[:, :8]
         missed = float((similarities < exact - 1e-6).double().mean())

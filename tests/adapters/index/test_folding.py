@@ -22,6 +22,7 @@ from lateinteraction.adapters.index.folding import (
     kind_of,
     listed,
 )
+from lateinteraction.adapters.index.options import TABLED
 from lateinteraction.adapters.index.settings import IndexOptions, IndexSettings
 
 
@@ -107,9 +108,16 @@ def test_the_codec_decides_how_segments_are_stored() -> None:
 
 def test_large_segments_have_lists_and_those_of_a_forced_tier_as_it_says() -> None:
     counts = (0, 5_000 * 60, SCANNED_TOKENS, SCANNED_TOKENS + 1, 100_000 * 60)
-    assert [listed(IndexSettings(), tokens) for tokens in counts] == [False, False, False, True, True]
-    assert all(listed(IndexSettings(IndexOptions(tier="listed")), tokens) for tokens in counts)
-    assert not any(listed(IndexSettings(IndexOptions(tier="compressed")), tokens) for tokens in counts)
+    assert [listed(IndexSettings(), tokens, TABLED) for tokens in counts] == [False, False, False, True, True]
+    assert all(listed(IndexSettings(IndexOptions(tier="listed")), tokens, 1) for tokens in counts)
+    many = TABLED + 1
+    assert not any(listed(IndexSettings(IndexOptions(tier="compressed")), tokens, many) for tokens in counts)
+
+
+def test_where_no_query_is_compared_with_all_centroids_a_token_for_each_is_enough_for_lists() -> None:
+    tokens = (TABLED, TABLED + 1)
+    assert [listed(IndexSettings(), each, TABLED + 1) for each in tokens] == [False, True]
+    assert not any(listed(IndexSettings(), each, TABLED) for each in tokens)
 
 
 def test_a_tier_that_is_forced_decides_for_segments_of_any_size() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lateinteraction.adapters.index import lists as module
+from lateinteraction.adapters.index import payloads
 from lateinteraction.adapters.index.arrays import InMemory
 from lateinteraction.adapters.index.codebook import Codebook, train
 from lateinteraction.adapters.index.lists import ROWS, STARTS, Lists, build_lists
@@ -21,7 +22,7 @@ from lateinteraction.adapters.index.payloads import (
     offsets_array,
     read_payload,
 )
-from lateinteraction.adapters.index.search import SearchOptions, SegmentView, search
+from lateinteraction.adapters.index.search import Hits, SearchOptions, SegmentView, search
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import CorruptIndex
 
@@ -207,6 +208,10 @@ def overlap(found: list[Any], truth: list[Any], k: int) -> float:
     return sum(shared) / (k * len(truth))
 
 
+def places(hits: Hits) -> set[tuple[int, int]]:
+    return {(int(segment), int(row)) for segment, row in zip(hits.segments, hits.rows, strict=True)}
+
+
 def test_lists_find_what_a_scan_of_all_codes_finds(listed: Any) -> None:
     payload, lists, queries, _ = listed
     scan = search([SegmentView(payload)], queries, 10, SearchOptions("exact"))
@@ -261,6 +266,28 @@ def test_a_search_with_more_hits_than_listed_documents_returns_them_all_the_same
     assert sorted(map(int, hits.rows)) == list(range(800))
 
 
+@pytest.mark.parametrize("interaction", ["maxsim", "xtr"])
+def test_a_shortlist_does_not_depend_on_which_segments_have_lists(
+    listed: Any, interaction: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists know of no similarity below a bound; what is read by its codes must not be held to less."""
+    monkeypatch.setattr(payloads, "IN_BYTES", 2**30)  # tables of bytes round
+    payload, _, queries, codebook = listed
+    plain: list[SegmentView] = []
+    with_lists: list[SegmentView] = []
+    for rows in (np.arange(0, 400), np.arange(400, 800)):
+        own = Residuals(InMemory(payload.taken(rows) | offsets_array(payload.lengths[rows])), codebook)
+        plain.append(SegmentView(own))
+        lists = Lists(InMemory(build_lists(own.codes(), own.lengths, len(codebook))), len(own))
+        with_lists.append(SegmentView(own, lists=lists))
+    options = SearchOptions(candidates=20, probe=4, interaction=interaction)
+    expected = search(with_lists, queries, 20, options)
+    for views in ([with_lists[0], plain[1]], [plain[0], with_lists[1]]):
+        found = search(views, queries, 20, options)
+        shared = [len(places(one) & places(other)) for one, other in zip(found, expected, strict=True)]
+        assert sum(shared) >= 0.99 * 20 * len(shared)  # but for what is as good as the last
+
+
 def test_lists_find_the_same_after_the_codebook_has_grown() -> None:
     """Its later centroids list nothing here: each query token looks at as many of the first ones as before."""
     payload, _, queries, _ = corpus()
@@ -283,7 +310,7 @@ def test_lists_find_the_same_after_the_codebook_has_grown() -> None:
 
 def test_the_nearest_centroids_are_found_in_few_cells(listed: Any) -> None:
     _, _, queries, codebook = listed
-    exact, similarities = codebook.nearest(queries.tokens, 10, 10_000)
+    exact, similarities = codebook.nearest(codebook.around(queries.tokens, 10_000), 10)
     assert exact.shape == similarities.shape == (len(queries.tokens), 10)
     assert bool((similarities.diff(dim=1) <= 0).all())
     torch.testing.assert_close(
@@ -291,7 +318,7 @@ def test_the_nearest_centroids_are_found_in_few_cells(listed: Any) -> None:
     )
     shares: list[float] = []
     for near in (1, 4, 8):
-        own = [codebook.nearest(token[None], 10, near)[0][0] for token in queries.tokens[:40]]
+        own = [codebook.nearest(codebook.around(token[None], near), 10)[0][0] for token in queries.tokens[:40]]
         shares.append(sum(len({*map(int, a)} & {*map(int, b)}) for a, b in zip(own, exact, strict=False)) / 400)
     assert shares == sorted(shares)
     assert shares[2] > 0.85

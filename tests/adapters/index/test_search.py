@@ -321,11 +321,14 @@ def test_what_is_filtered_out_costs_nothing(kind: str) -> None:
 
 
 def test_more_hits_want_more_candidates() -> None:
-    assert SearchOptions("fast").shortlist(10) == 64
-    assert SearchOptions("fast").shortlist(100) == 400
-    assert SearchOptions().shortlist(1_000) == 8_000
-    assert SearchOptions(candidates=5).shortlist(10) == 10
-    assert SearchOptions("exact").shortlist(10) is None
+    assert SearchOptions("fast").shortlist(10, 30_000) == 64
+    assert SearchOptions("fast").shortlist(100, 30_000) == 400
+    assert SearchOptions("fast").shortlist(10, 1_000_000) == 360
+    assert SearchOptions().shortlist(10, 30_000) == 256
+    assert SearchOptions().shortlist(1_000, 30_000) == 8_000
+    assert SearchOptions().shortlist(10, 1_000_000) == 1_450
+    assert SearchOptions(candidates=5).shortlist(10, 1_000_000) == 10
+    assert SearchOptions("exact").shortlist(10, 1_000_000) is None
 
 
 def test_the_best_of_a_shortlist_are_scored_again_by_kept_vectors_and_no_others() -> None:

@@ -256,7 +256,8 @@ class Changes:
         """Inverted lists of residuals, where reading all codes would take longer, or where they are asked for."""
         from lateinteraction.adapters.index.lists import build_lists
 
-        return build_lists(codes, lengths, centroids) if folding.listed(self._settings, len(codes)) else {}
+        wanted = folding.listed(self._settings, len(codes), centroids)
+        return build_lists(codes, lengths, centroids) if wanted else {}
 
 
 def _filled(file: FileWriter, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -84,6 +84,14 @@ between old and new .534."""
 
 _CENTROIDS, _CELLS = "codebook.centroids", "codebook.cells"
 _CUTOFFS, _WEIGHTS, _FAR = "codebook.cutoffs", "codebook.weights", "codebook.far"
+
+
+class Around(NamedTuple):
+    """The centroids near some tokens: values (S, D), members int64 (M,), rising, and their similarities (M, S)."""
+
+    values: Tensor
+    members: Tensor
+    table: Tensor
 
 
 @final
@@ -162,26 +170,35 @@ class Codebook:
         best = similarities.view(-1, near).argmax(dim=1, keepdim=True)
         return codes.view(-1, near).gather(1, best)[:, 0]
 
-    def nearest(self, values: Tensor, count: int, near: int, known: int | None = None) -> tuple[Tensor, Tensor]:
-        """The most similar centroids int64 (S, ≤ count) of each token (S, D), best first, and their similarities.
+    def around(self, values: Tensor, near: int) -> Around:
+        """The centroids in all cells that are among so many nearest of one of these tokens (S, D)."""
+        if near >= len(self._members):
+            return Around(
+                values, torch.arange(len(self), device="cpu"), kernels.centroid_scores(values, self.centroids)
+            )
+        inside = torch.zeros(len(self), dtype=torch.bool, device="cpu")
+        for cell in torch.unique(kernels.probe(kernels.centroid_scores(values, self._centres), near)):
+            inside[self._members[int(cell)]] = True
+        members = inside.nonzero()[:, 0]
+        return Around(values, members, kernels.centroid_scores(values, self.centroids.index_select(0, members)))
+
+    def nearest(self, around: Around, count: int, known: int | None = None) -> tuple[Tensor, Tensor]:
+        """The most similar centroids int64 (S, ≤ count) of each token, best first, and their similarities.
 
         Args:
-            values: the tokens.
+            around: where they are looked for; everywhere, where too few of them are there.
             count: how many for each.
-            near: they are looked for in all cells that are among so many nearest of one of the tokens.
             known: only the first so many centroids; None: all. What was encoded before the codebook grew names no later
                 ones.
         """
         known = len(self) if known is None else min(known, len(self))
-        members = torch.arange(known, device="cpu")
-        if near < len(self._members):
-            cells = torch.unique(kernels.probe(kernels.centroid_scores(values, self._centres), near))
-            own = torch.cat([self._members[int(cell)] for cell in cells])
-            own = own[own < known]
-            members = own if len(own) >= count else members
-        table = kernels.centroid_scores(values, self.centroids.index_select(0, members))
+        inside = int(torch.searchsorted(around.members, known))
+        members, table = around.members[:inside], around.table[:inside]
+        if inside < min(count, known):
+            members = torch.arange(known, device="cpu")
+            table = kernels.centroid_scores(around.values, self.centroids[:known])
         found = kernels.probe(table, count)
-        return members[found].type(torch.int64), table.mT.gather(1, found)
+        return members[found], table.mT.gather(1, found)
 
     def residual_norms(self, values: Tensor, codes: Tensor) -> Tensor:
         """How far unit vectors (T, D) are from the centroids of their codes, float32 (T,)."""

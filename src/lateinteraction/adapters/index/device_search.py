@@ -80,7 +80,7 @@ class Asked:
     def __init__(self, views: Sequence[PlacedView], k: int, options: SearchOptions) -> None:
         self.views, self.k, self._rescore = views, k, options.rescore
         sizes = np.array([len(each.view) for each in views], np.int64)
-        shortlist = options.shortlist(k)
+        shortlist = options.shortlist(k, int(sizes.sum()))
         self._firsts = offsets_of(sizes)
         self._listed = np.array([shortlist is not None and each.view.payload.approximates for each in views], np.bool_)
         known_better = np.array([each.view.vectors is not None for each in views], np.bool_)

@@ -336,18 +336,16 @@ class Residuals(_Stored):
             least: (S,), what no query token's similarity falls below, where there is such a bound.
         """
         with _codes_of(self.codebook):
-            if rows is not None and self._few(query, rows):
+            if self._few(query, rows):
                 own = self._excerpt(rows, CODES)
-                table = _lifted(kernels.centroid_scores(query.tokens.values, own.centroids), least)
+                table = CentroidTable(_lifted(kernels.centroid_scores(query.tokens.values, own.centroids), least))
                 found = kernels.centroid_interaction(table, query.tokens.spans, own.codes, own.spans)
             else:
                 spans = self._used(rows, CODES)
-                if least is not None:
-                    table = _lifted(query.table(self.codebook), least)
-                elif len(self._rows[CODES]) < IN_BYTES * len(self.codebook):
-                    table = CentroidTable(query.table(self.codebook))
+                if len(self._rows[CODES]) < IN_BYTES * len(self.codebook):
+                    table = CentroidTable(query.table(self.codebook, least))
                 else:
-                    table = query.table_of_bytes(self.codebook)
+                    table = query.table_of_bytes(self.codebook, least)
                 found = kernels.centroid_interaction(table, query.tokens.spans, self._rows[CODES], spans)
             return to_host(found[0])
 
@@ -362,7 +360,7 @@ class Residuals(_Stored):
     def _scores(self, query: PreparedQuery, queries: Tokens, rows: Rows | None) -> Scores:
         codec = self.codebook.codec
         with _codes_of(self.codebook):
-            if rows is not None and self._few(query, rows):
+            if self._few(query, rows):
                 own = self._excerpt(rows, CODES, RESIDUALS, SCALES)
                 table = kernels.centroid_scores(query.tokens.values, own.centroids)
                 buckets, scales = (self._rows[name].index_select(0, own.places) for name in (RESIDUALS, SCALES))
@@ -375,12 +373,16 @@ class Residuals(_Stored):
                 documents = Compressed(self._rows[CODES], self._rows[RESIDUALS], self._rows[SCALES], spans)
             return to_host(kernels.residual_maxsim(queries, table, codec, documents))
 
-    def _few(self, query: PreparedQuery, rows: Rows) -> bool:
+    def _few(self, query: PreparedQuery, rows: Rows | None) -> bool:
         """Whether it is quicker to compare the query with the centroids of these documents alone."""
-        return not query.has_table(self.codebook) and int(self.lengths[rows].sum()) < FEW * len(self.codebook)
+        if query.has_table(self.codebook):
+            return False
+        tokens = len(self._rows[CODES]) if rows is None else int(self.lengths[rows].sum())
+        return tokens < FEW * len(self.codebook)
 
-    def _excerpt(self, rows: Rows, *names: str) -> _Excerpt:
+    def _excerpt(self, rows: Rows | None, *names: str) -> _Excerpt:
         """These documents by themselves, verified in these arrays."""
+        rows = np.arange(len(self)) if rows is None else rows
         places, offsets = self._places(rows, *names)
         codes = self._rows[CODES].index_select(0, places)
         if len(codes) * SPARSE < len(self.codebook):
@@ -462,9 +464,9 @@ def gathered(parts: Sequence[tuple[Residuals, Rows]]) -> Residuals:
     return Residuals(InMemory(together | offsets_array(lengths)), parts[0][0].codebook)
 
 
-def _lifted(scores: Tensor, least: Scores | None) -> CentroidTable:
-    """A table (K, S) in bytes, none of it below a bound for each query token."""
-    return kernels.quantise_table(scores if least is None else scores.maximum(to_device(least, "cpu")))
+def _lifted(scores: Tensor, least: Scores | None) -> Tensor:
+    """A table (K, S), none of it below a bound for each query token."""
+    return scores if least is None else scores.maximum(to_device(least, "cpu"))
 
 
 @contextmanager

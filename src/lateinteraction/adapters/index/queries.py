@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lateinteraction import kernels
-from lateinteraction.adapters.index.codebook import Codebook
+from lateinteraction.adapters.index.codebook import Around, Codebook
 from lateinteraction.adapters.index.hits import Scores
 from lateinteraction.adapters.index.once import once
+from lateinteraction.adapters.index.options import TABLED
 from lateinteraction.adapters.neural.transfer import all_finite, to_device, to_host
 from lateinteraction.domain.embeddings import TokenEmbeddings, offsets_of
 from lateinteraction.domain.errors import InvalidEmbeddings
@@ -22,9 +23,6 @@ from lateinteraction.kernels.operands import CentroidTable, Tokens
 NEAR_CELLS = 4
 """Cells in which a query token looks for centroids, besides those of the other tokens. Share of its true 20 nearest,
 with 12,000 centroids: 2 .967, 4 .987, 8 .995, 16 .999; what is found in 100,000 documents is the same with 2, 4, 8."""
-
-TABLED = 2**14
-"""Centroids up to which a query is compared with all of them: the table is then there for scoring too."""
 
 
 @final
@@ -42,9 +40,10 @@ class PreparedQuery:
         own = values.detach().type(torch.float32).contiguous()
         check_finite(own)
         self.tokens = Tokens(own, torch.tensor([[0, len(own)]], device="cpu"), len(own))
-        self._tables: dict[Codebook, Tensor] = {}
+        self._tables: dict[tuple[Codebook, bytes | None], Tensor] = {}
+        self._around: dict[Codebook, Around] = {}
         self._nearest: dict[tuple[Codebook, int, int], tuple[NDArray[np.int64], Scores]] = {}
-        self._tables_of_bytes: dict[Codebook, CentroidTable] = {}
+        self._tables_of_bytes: dict[tuple[Codebook, bytes | None], CentroidTable] = {}
 
     def __len__(self) -> int:
         return self.tokens.longest
@@ -55,15 +54,20 @@ class PreparedQuery:
         places = torch.arange(len(self), device="cpu")
         return self.tokens._replace(spans=torch.stack([places, places + 1], dim=1), longest=min(1, len(self)))
 
-    def table(self, codebook: Codebook) -> Tensor:
-        """How similar each token is to each centroid, (K, S)."""
-        if codebook not in self._tables:
-            self._tables[codebook] = kernels.centroid_scores(self.tokens.values, codebook.centroids)
-        return self._tables[codebook]
+    def table(self, codebook: Codebook, least: Scores | None = None) -> Tensor:
+        """How similar each token is to each centroid, (K, S); where `least` (S,) is given, nowhere below it."""
+        key = codebook, None if least is None else least.tobytes()
+        if key not in self._tables:
+            self._tables[key] = (
+                kernels.centroid_scores(self.tokens.values, codebook.centroids)
+                if least is None
+                else self.table(codebook).maximum(to_device(least, "cpu"))
+            )
+        return self._tables[key]
 
     def has_table(self, codebook: Codebook) -> bool:
         """Whether `table` was called before, and costs nothing."""
-        return codebook in self._tables
+        return (codebook, None) in self._tables
 
     def nearest(self, codebook: Codebook, nprobe: int, known: int) -> tuple[NDArray[np.int64], Scores]:
         """The most similar of the first `known` centroids (S, nprobe) of each token, and their similarities."""
@@ -73,15 +77,18 @@ class PreparedQuery:
                 found = kernels.probe(table, nprobe)
                 similarities = table.mT.gather(1, found)
             else:
-                found, similarities = codebook.nearest(self.tokens.values, nprobe, NEAR_CELLS, known)
+                if codebook not in self._around:
+                    self._around[codebook] = codebook.around(self.tokens.values, NEAR_CELLS)
+                found, similarities = codebook.nearest(self._around[codebook], nprobe, known)
             self._nearest[codebook, nprobe, known] = to_host(found), to_host(similarities)
         return self._nearest[codebook, nprobe, known]
 
-    def table_of_bytes(self, codebook: Codebook) -> CentroidTable:
+    def table_of_bytes(self, codebook: Codebook, least: Scores | None = None) -> CentroidTable:
         """The same in eight bits."""
-        if codebook not in self._tables_of_bytes:
-            self._tables_of_bytes[codebook] = kernels.quantise_table(self.table(codebook))
-        return self._tables_of_bytes[codebook]
+        key = codebook, None if least is None else least.tobytes()
+        if key not in self._tables_of_bytes:
+            self._tables_of_bytes[key] = kernels.quantise_table(self.table(codebook, least))
+        return self._tables_of_bytes[key]
 
     @once
     def in_eight_bits(self) -> Tokens:

@@ -26,12 +26,12 @@ from lateinteraction import kernels
 from lateinteraction.adapters.index.columns import blocks_of
 from lateinteraction.adapters.index.hits import Part, Rows, Scores, cut
 from lateinteraction.adapters.index.options import (
-    FEW_DOCUMENTS,
     RESCORED,
     RESCORED_PER_HIT,
     SearchOptions,
 )
 from lateinteraction.adapters.index.payloads import Payload, PreparedQuery, Residuals
+from lateinteraction.adapters.index.probing import bound_of, probed, worth_probing
 from lateinteraction.adapters.index.views import SegmentView
 from lateinteraction.adapters.neural.transfer import to_host
 
@@ -72,7 +72,7 @@ def by_retrieved_tokens(
     if not len(query) or not tokens:
         return []
     wanted = options.retrieved_of(tokens)
-    shortlist = options.shortlist(k)
+    shortlist = options.shortlist(k, sum(map(len, segments)))
     rough = _rough(segments, shortlist)
     compared: list[_Compared] = []
     similar = [_sampled(segments[number], query, wanted) for number in rough]
@@ -90,6 +90,8 @@ def by_retrieved_tokens(
         _by_centroids(segments[number], payload, query, LOOKED_AT * wanted) for number, payload in rough.items()
     ]
     bound = np.minimum(least, _least_retrieved(centroids, LOOKED_AT * wanted))
+    bound = bound_of([segments[number] for number in rough], query, options.nprobe(), bound)
+    assert bound is not None
     near = [_by_codes(number, segments[number], payload, query, bound, options) for number, payload in rough.items()]
     return scored + _again(segments, cut(near, shortlist), query, least, k if options.rescore else None)
 
@@ -151,18 +153,12 @@ def _least_retrieved(similar: Sequence[_Similar], wanted: int) -> Scores:
 
 
 def _by_codes(
-    number: int, view: SegmentView, payload: Residuals, query: PreparedQuery, least: Scores, options: SearchOptions
+    number: int, view: SegmentView, payload: Residuals, query: PreparedQuery, bound: Scores, options: SearchOptions
 ) -> Part:
     """Scores by centroids, as rough as they are cheap, of documents that may be worth a closer look."""
-    if view.lists is not None and len(view) * FEW_DOCUMENTS >= len(payload):
-        centroids, similarities = query.nearest(payload.codebook, options.nprobe(), view.lists.centroids)
-        lifted = np.maximum(similarities, least[:, None])
-        rows, gains = view.lists.gains(centroids, lifted)
-        if view.chosen is not None:
-            among = view.among(rows)
-            rows, gains = rows[among], gains[among]
-        return Part(number, rows, gains + lifted.min(axis=1).sum(dtype=np.float32))
-    return Part(number, view.rows(), payload.approximate(query, view.chosen, least))
+    if worth_probing(view):
+        return Part(number, *probed(view, query, options.nprobe(), bound))
+    return Part(number, view.rows(), payload.approximate(query, view.chosen, bound))
 
 
 def _again(
