@@ -95,6 +95,7 @@ def test_many_small_segments_answer_as_one(seed: int, sizes: list[int], codec: C
 
 def test_small_segments_are_scored_together_and_large_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "MOST_DOCUMENTS", 20)
+    monkeypatch.setattr(joining, "JOINED_APART", 8)
     index = fragmented(np.random.default_rng(0), [40, 30, 9, 8, 1, 1, 1])
     calls: list[int] = []
     inner = Vectors.score
@@ -117,6 +118,7 @@ def test_what_was_joined_is_joined_no_second_time(monkeypatch: pytest.MonkeyPatc
         return inner(parts)
 
     monkeypatch.setattr(payloads, "joined", counted)
+    monkeypatch.setattr(joining, "JOINED_APART", 8)
     generator = np.random.default_rng(0)
     index, query = fragmented(generator, [9, 9, 1, 1]), packed(np.random.default_rng(1), [2])
     for _ in range(3):

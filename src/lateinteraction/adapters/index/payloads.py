@@ -55,10 +55,10 @@ SPARSE = 16
 SAMPLED = 2**14
 """Tokens that stand for all of a segment where the least of many similarities is estimated: 8 MB at 128 dimensions."""
 
-FEW = 0.7
-"""Tokens for each centroid, below which a query is compared with the centroids of these tokens alone. With 60,000
-centroids, a filtered search of so many tokens by all centroids and by theirs: 0.2 5.7 and 2.4 ms, 0.5 7.5 and 6.3,
-1.0 7.7 and 7.9, 3.0 9.5 and 14."""
+FEW = 1.3
+"""Tokens for each centroid, below which a query is compared with the centroids of these tokens alone. With 46,000
+centroids, a search with so many tokens on its shortlist, by all centroids and by theirs: 0.7 6.2 and 5.0 ms, 0.8 7.2
+and 6.6, 1.2 10.0 and 8.1, 1.7 10.9 and 11.5."""
 
 IN_BYTES = 16
 """Tokens for each centroid from which it pays to put a table into bytes: 25 ns a centroid, and looking up a code takes
