@@ -109,6 +109,16 @@ def test_documents_beside_the_graph_are_found_too() -> None:
         assert f"d{500 + number}" in index.nearest(TokenEmbeddings(own, offsets_of([3])), 5).documents_of(0)
 
 
+def test_documents_without_tokens_come_last_in_the_order_they_came() -> None:
+    flat, index = filled(documents=0)
+    for name, lengths in (("ab", [0, 0]), ("cd", [2, 2]), ("e", [0])):
+        index.add([Document(each, "") for each in name], embedded(lengths))
+    assert index.in_graph() == 4
+    assert list(index._view.pending) == ["e"], "a document beside the graph, which those in it must not give way to"
+    query = embedded([1], seed=3)
+    assert index.search(query, 3) == flat.search(query, 3)
+
+
 def test_what_was_removed_is_never_found_however_much_is_asked_for() -> None:
     flat, index = filled()
     gone = [f"d{number:03}" for number in range(100)]

@@ -374,7 +374,9 @@ class _Asked:
             ids = [identifier for identifier in ids if identifier in wanted]
         enough = ENOUGH * self.k if self.filtered else self.k
         (found,) = self.view.state.search(query, enough, where=self.where, candidates=ids)
-        return found.truncate(self.k) if len(found) >= enough else self.everywhere(query)
+        best = found.truncate(self.k)
+        # Documents without tokens rank last, in the order they came: those of the graph are not proposed.
+        return best if len(found) >= enough and np.isfinite(best.scores[-1]) else self.everywhere(query)
 
     def by_tokens(self, query: TokenEmbeddings[Tensor], hits: Hits) -> Ranking:
         """XTR over the hits; documents without any follow, all with the score of what no token retrieved."""
