@@ -5,7 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "numba", "pyarrow", "scipy", "datasets", "bm25s"}
+HEAVY = {
+    "accelerate",
+    "pandas",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numba",
+    "pyarrow",
+    "scipy",
+    "datasets",
+    "bm25s",
+}
 BLOCKER = """
 import sys
 
