@@ -12,9 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lateinteraction.domain.embeddings import offsets_of
 from lateinteraction.domain.errors import InvalidEmbeddings, InvalidExample
 from lateinteraction.domain.text import Document, Query
-from lateinteraction.domain.training import Targets, TrainingExample, TrainingReport
+from lateinteraction.domain.training import (
+    Targets,
+    TrainingExample,
+    TrainingReport,
+    beyond_margin,
+    false_negatives,
+)
 from lateinteraction.testing.strategies import training_examples
 
 QUERY = Query("where?")
@@ -105,3 +112,70 @@ def test_a_training_report_is_a_value() -> None:
     losses.clear()
     assert report == TrainingReport(10, 320, (2.0, 1.0))
     assert (report.steps, report.examples, report.losses) == (10, 320, (2.0, 1.0))
+
+
+# What a query is compared with
+
+
+def test_documents_of_others_follow_the_own() -> None:
+    targets = Targets(np.array([0, 2, 3]), others=2)
+    assert (len(targets), targets.columns) == (3, 5)
+    np.testing.assert_array_equal(targets.own_pairs, [[1, 1, 0, 0, 0], [0, 0, 1, 0, 0]])
+    assert targets.compared_pairs.all()
+    np.testing.assert_array_equal(Targets(np.array([0, 2, 3]), compared="own").compared_pairs, [[1, 1, 0], [0, 0, 1]])
+
+
+def test_what_is_excluded_is_not_compared() -> None:
+    excluded = np.array([[False, False, True], [False, True, False]])
+    compared = Targets(np.array([0, 2, 3]), excluded=excluded).compared_pairs
+    np.testing.assert_array_equal(compared, ~excluded)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"excluded": np.zeros((2, 4), bool)}, "shape"),
+        ({"excluded": np.zeros((2, 3), int)}, "int64"),
+        ({"excluded": np.ones((2, 3), bool)}, "positive"),
+        ({"others": -1}, "others"),
+        ({"compared": "some"}, "compared"),
+    ],
+)
+def test_masks_that_fit_no_batch_are_refused(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidExample, match=told):
+        Targets(np.array([0, 2, 3]), **wrong)
+
+
+def test_a_mask_cannot_be_changed_from_outside() -> None:
+    given = np.zeros((1, 2), bool)
+    targets = Targets(np.array([0, 2]), excluded=given)
+    given[0, 1] = True
+    assert targets.compared_pairs.all()
+
+
+keys = st.integers(0, 4)
+
+
+@given(st.data())
+def test_false_negatives_are_what_they_are_said_to_be(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    others = data.draw(st.integers(0, 3))
+    groups, own = offsets_of(sizes), sum(sizes)
+    queries = data.draw(st.lists(keys, min_size=len(sizes), max_size=len(sizes)))
+    documents = data.draw(st.lists(keys, min_size=own + others, max_size=own + others))
+    answered = data.draw(st.lists(keys | st.just(-1), min_size=others, max_size=others))
+    owners = np.full(groups[-1] + others, -1)
+    owners[groups[:-1]], owners[groups[-1] :] = queries, answered
+    found = false_negatives(queries, documents, groups, owners)
+    for query, positive in enumerate(groups[:-1]):
+        for column in range(groups[-1] + others):
+            same_document = documents[column] == documents[positive]
+            answers_it = owners[column] == queries[query]
+            assert found[query, column] == (column != positive and (same_document or answers_it))
+    if not others:
+        np.testing.assert_array_equal(found, false_negatives(queries, documents, groups))
+
+
+def test_a_negative_that_a_teacher_puts_near_the_positive_is_none() -> None:
+    found = beyond_margin([5.0, 4.5, 3.0, 1.0, 0.5], np.array([0, 3, 5]), 1.0)
+    np.testing.assert_array_equal(found, [False, True, False, False, True])

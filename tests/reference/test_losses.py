@@ -376,3 +376,62 @@ def test_examples_without_a_loss_are_refused(what: str) -> None:
 def test_options_out_of_range_are_refused(what: str) -> None:
     with pytest.raises(InvalidOption):
         bad_options[what]()
+
+
+# What is compared
+
+
+@given(sizes, seeds, temperatures, st.booleans(), st.booleans(), st.integers(0, 2))
+def test_contrastive_gradient_is_its_slope_whatever_is_compared(
+    central_differences: Differences,
+    sizes: list[int],
+    seed: int,
+    temperature: float,
+    own: bool,
+    both: bool,
+    more: int,
+) -> None:
+    generator = np.random.default_rng(seed)
+    groups = offsets_of(sizes)
+    excluded = generator.random((len(sizes), groups[-1] + more)) < 0.3
+    excluded[np.arange(len(sizes)), groups[:-1]] = False
+    targets = Targets(groups, others=more, excluded=excluded)
+    scores = generator.standard_normal(excluded.shape)
+
+    def loss(moved: Floats) -> tuple[float, Floats]:
+        return reference.contrastive(moved, targets, temperature, own_negatives=own, symmetric=both)
+
+    slopes = central_differences(lambda moved: loss(moved)[0], scores)
+    np.testing.assert_allclose(loss(scores)[1], slopes, atol=1e-8)
+    np.testing.assert_array_equal(loss(scores)[1][excluded], 0)
+
+
+@given(sizes, seeds)
+def test_what_is_not_compared_could_as_well_not_be_there(sizes: list[int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    groups = offsets_of(sizes)
+    scores = generator.standard_normal((len(sizes), groups[-1] + 2))
+    excluded = np.zeros(scores.shape, bool)
+    excluded[:, groups[-1] :] = True
+    masked, _ = reference.contrastive(scores, Targets(groups, others=2, excluded=excluded))
+    assert masked == pytest.approx(reference.contrastive(scores[:, :-2], Targets(groups))[0], rel=1e-12)
+
+
+def test_a_symmetric_loss_of_pairs_does_not_tell_queries_from_documents() -> None:
+    scores = np.random.default_rng(0).standard_normal((4, 4))
+    one, gradient = reference.contrastive(scores, Targets(np.arange(5)), symmetric=True)
+    other, turned = reference.contrastive(scores.T, Targets(np.arange(5)), symmetric=True)
+    assert one == pytest.approx(other, rel=1e-12)
+    np.testing.assert_allclose(gradient, turned.T, atol=1e-15)
+
+
+@given(sizes, seeds, st.floats(-1, 1))
+def test_the_gradient_of_a_scale_is_its_slope(sizes: list[int], seed: int, logarithm: float) -> None:
+    scores, targets = matrix(sizes, seed)
+
+    def loss(at: float) -> tuple[float, Floats]:
+        return reference.contrastive(scores * math.exp(at), targets)
+
+    _, upstream = loss(logarithm)
+    slope = (loss(logarithm + 1e-6)[0] - loss(logarithm - 1e-6)[0]) / 2e-6
+    assert reference.temperature_gradient(scores * math.exp(logarithm), upstream) == pytest.approx(slope, abs=1e-7)

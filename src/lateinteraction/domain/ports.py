@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol, TypeVar
 
+import numpy as np
 from attrs import field, frozen
+from numpy.typing import NDArray
 
 from lateinteraction.domain.candidates import TokenHits
 from lateinteraction.domain.embeddings import A, Offsets, TokenEmbeddings
@@ -176,6 +178,29 @@ class ModelStore(Protocol[M]):
 
     def save(self, model: M) -> str:
         """Where it is now, as a reader would name it."""
+        ...
+
+
+class ExampleSource(Protocol):
+    """Examples of one kind, by row: what a batch plan draws from. Rows keep their numbers for ever."""
+
+    @property
+    def name(self) -> str:
+        """For messages, and for what is set by source."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def example(self, row: int) -> TrainingExample:
+        """The example of a row, with all of its negatives."""
+        ...
+
+    def positives(self) -> NDArray[np.int64]:
+        """A key of each row's positive, (len,): equal where two rows have the same one, so that no batch holds both."""
+        ...
+
+    def lengths(self) -> NDArray[np.int64]:
+        """About how long each row's texts are, (len,), in any unit: rows of like length are batched together."""
         ...
 
 

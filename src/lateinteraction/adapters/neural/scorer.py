@@ -34,11 +34,11 @@ class MaxSimScorer:
 
     def matrix(self, queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> Tensor:
         """Scores (Q, N), float32 (float64 for float64 embeddings)."""
-        return maxsim_all_pairs(*_tokens(queries, documents))
+        return maxsim_all_pairs(*tokens_of(queries, documents))
 
     def grouped(self, queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor], groups: Offsets) -> Tensor:
         """Scores (N,) of documents groups[i] … groups[i+1]−1 with query i."""
-        both = _tokens(queries, documents)
+        both = tokens_of(queries, documents)
         groups = read_only_integers(groups)
         check_offsets(groups, len(documents), "documents")
         if len(groups) != len(queries) + 1:
@@ -52,7 +52,7 @@ class MaxSimScorer:
         self, query: TokenEmbeddings[Tensor], document: TokenEmbeddings[Tensor]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """For each token of one query: its contribution to the score with one document, and that document's token."""
-        _, winners = maxsim_all_pairs_winners(*_tokens(query, document))
+        _, winners = maxsim_all_pairs_winners(*tokens_of(query, document))
         indices = to_host(winners)[:, 0].astype(np.int64)
         if len(document.tokens) == 0:
             return np.full(len(indices), -np.inf, np.float32), indices
@@ -61,7 +61,7 @@ class MaxSimScorer:
         return similarities.astype(np.float32), indices
 
 
-def _tokens(queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> tuple[Tokens, Tokens]:
+def tokens_of(queries: TokenEmbeddings[Tensor], documents: TokenEmbeddings[Tensor]) -> tuple[Tokens, Tokens]:
     """Both as kernels take them: offsets where the form that will compute reads them."""
     _check_pair(queries, documents)
     device = queries.tokens.device

@@ -13,6 +13,7 @@ from lateinteraction.domain.reference.losses import (
     contrastive,
     distillation,
     margin_mse,
+    temperature_gradient,
     through_maxsim,
     through_maxsim_grouped,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "residual_encode",
     "residual_maxsim",
     "round_trip_bound",
+    "temperature_gradient",
     "through_maxsim",
     "through_maxsim_grouped",
     "train_codec",

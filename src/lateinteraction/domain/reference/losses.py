@@ -74,33 +74,58 @@ PYLATE_STUDENT = Softening(normalisation="minmax", epsilon=1e-8)
 """What PyLate 1.6 does to student scores by default; it leaves teacher scores alone."""
 
 
-def contrastive(scores: Floats, targets: Targets[Floats], temperature: float = 1.0) -> tuple[float, Floats]:
-    """InfoNCE over all documents of the batch: the loss, and its gradient (Q, N).
+def contrastive(
+    scores: Floats,
+    targets: Targets[Floats],
+    temperature: float = 1.0,
+    *,
+    own_negatives: bool = True,
+    symmetric: bool = False,
+) -> tuple[float, Floats]:
+    """InfoNCE over the documents that queries are compared with: the loss, and its gradient (Q, N + others).
 
         L = 1/Q Σ_i [ −S_i,i+ / τ + log Σ_j exp(S_ij / τ) ]
-        ∂L/∂S_ij = (p_ij − 1[j = i+]) / (τ Q),   p_i = softmax(S_i / τ),   i+ the positive of query i
+        ∂L/∂S_ij = (p_ij − 1[j = i+]) / (τ Q),   p_i = softmax(S_i / τ) over the compared,   i+ the positive of query i
 
-    Every document of another query, positives included, is a negative. van den Oord et al., arXiv 1807.03748, §2.3.
+    As the targets have it by default, every document of another query, positives included, is a negative. van den Oord
+    et al., arXiv 1807.03748, §2.3. A symmetric loss is the mean of this one and of that which has each positive find
+    its query: the same with the columns of the positives for rows.
 
     Args:
-        scores: (Q, N).
-        targets: whose document is whose.
+        scores: (Q, N + others).
+        targets: whose document is whose, and which are compared.
         temperature: τ, above 0.
+        own_negatives: whether a query is compared with its own negatives.
+        symmetric: whether positives are compared with all queries too.
 
     Raises:
         InvalidExample: scores of another shape than the targets, or a positive that scores −∞.
         InvalidOption: a temperature that is not above 0.
     """
-    _check_scores(scores, (len(targets.positives), len(targets)))
+    _check_scores(scores, (len(targets.positives), targets.columns))
     _check_positive_number("temperature", temperature)
-    total, gradient = 0.0, np.zeros(scores.shape)
-    for i, positive in enumerate(targets.positives):
-        _check_positive(float(scores[i, positive]), i)
-        log_p = _log_softmax(scores[i].astype(np.float64) / temperature)
-        total -= float(log_p[positive])
-        gradient[i] = np.exp(log_p)
-        gradient[i, positive] -= 1.0
+    compared = targets.compared_pairs
+    if not own_negatives:
+        compared &= ~targets.own_pairs
+        compared[np.arange(len(compared)), targets.positives] = True
+    logits = np.where(compared, scores.astype(np.float64) / temperature, -np.inf)
+    total, gradient = _cross_entropy(logits, targets.positives)
+    if symmetric:
+        backwards, columns = _cross_entropy(logits[:, targets.positives].T, np.arange(len(logits)))
+        total, gradient = (total + backwards) / 2, gradient / 2
+        gradient[:, targets.positives] += columns.T / 2
     return _mean_over_queries(total, gradient / temperature, scores, targets)
+
+
+def temperature_gradient(scores: Floats, gradient: Floats) -> float:
+    """∂L/∂s of a contrastive loss of scores that are multiplied by exp(s) = 1/τ: Σ_ij S_ij ∂L/∂S_ij; −∞ is left out.
+
+    Args:
+        scores: (Q, N + others), as the loss was given them.
+        gradient: ∂L/∂S, as it gave it.
+    """
+    finite = np.isfinite(scores)
+    return float(np.sum(scores[finite].astype(np.float64) * gradient[finite]))
 
 
 def distillation(
@@ -190,6 +215,18 @@ def through_maxsim_grouped(
     """A loss of MaxSim scores (N,) of each document with its own query, and its gradients (S, D) and (T, D)."""
     value, upstream = loss(maxsim_grouped(queries, documents, groups))
     return value, *maxsim_grouped_gradients(queries, documents, groups, upstream)
+
+
+def _cross_entropy(logits: NDArray[np.float64], positives: Offsets) -> tuple[float, NDArray[np.float64]]:
+    """Σ_i −log softmax(logits_i) at i's positive, and its gradient."""
+    total, gradient = 0.0, np.zeros(logits.shape)
+    for i, positive in enumerate(positives):
+        _check_positive(float(logits[i, positive]), i)
+        log_p = _log_softmax(logits[i])
+        total -= float(log_p[positive])
+        gradient[i] = np.exp(log_p)
+        gradient[i, positive] -= 1.0
+    return total, gradient
 
 
 def _mean_over_queries(
