@@ -8,18 +8,18 @@ Shapes: B sequences of at most L tokens in a batch; D dimensions.
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import TYPE_CHECKING, Literal, cast, final
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from lateinteraction.adapters.encoding.batches import Batch
 from lateinteraction.adapters.encoding.encoder import EncodingOptions, Engine, TextEncoder
+from lateinteraction.adapters.encoding.learning import placed_sheet_of
 from lateinteraction.adapters.encoding.tokenisation import RecipeTokeniser
 from lateinteraction.adapters.huggingface.checkpoint import Checkpoint, special_tokens_of
+from lateinteraction.adapters.huggingface.network import Network
 from lateinteraction.adapters.neural.pooling import pooled
-from lateinteraction.adapters.neural.transfer import queued_to_device
 from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.errors import InvalidModel, InvalidRecipe
 from lateinteraction.domain.recipe import EncodingRecipe, TokenPooling
@@ -36,11 +36,6 @@ intermediate result to the system and faults it in again (300,000 page faults; n
 ACCELERATOR_TOKENS_PER_BATCH = 16_384
 """Enough rows to fill a large GPU's matrix units with a base-sized model; not measured yet."""
 
-Masking = Literal["everywhere", "windowed", "counted"]
-"""How a model is told what to attend to: by a mask (B, 1, 1, L); by that and one for its sliding windows; or by a mask
-(B, L), of which transformers makes its own and waits for the device once for each padded batch."""
-_SEES_ALL = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
-"""Model types whose every layer attends to every attended token, and which take a mask (B, 1, 1, L) as it is."""
 _SCARCE = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
 _DEFAULTS = EncodingOptions()
 
@@ -68,7 +63,7 @@ class HuggingFaceEncoder(TextEncoder[Tensor]):
         _check_model(checkpoint.transformer, tokeniser.largest_id)
         _check_recipe(checkpoint, recipe)
         self.checkpoint = checkpoint
-        super().__init__(_TorchEngine(checkpoint), tokeniser, recipe, options)
+        super().__init__(_TorchEngine(Network(checkpoint).eval()), tokeniser, recipe, options)
 
     def with_recipe(self, recipe: EncodingRecipe) -> HuggingFaceEncoder:
         """The same model read by another recipe; the weights are shared."""
@@ -96,12 +91,9 @@ def tokeniser_of(
 class _TorchEngine:
     """The forward pass in PyTorch."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._model = checkpoint.transformer.eval()
-        self._projection = checkpoint.projection.eval()
-        self._normalise = checkpoint.recipe.normalise
-        self._dimension = checkpoint.recipe.dimension or checkpoint.dimension
-        self._masking = _masking_of(self._model)
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._model = network.transformer
 
     @property
     def tokens_per_batch(self) -> int:
@@ -109,23 +101,16 @@ class _TorchEngine:
 
     def allocate(self, rows: int) -> Tensor:
         # Outside inference mode, so that autograd may save what it gets for a backward pass.
-        return torch.empty((rows, self._dimension), dtype=torch.float32, device=self._model.device)
+        return torch.empty((rows, self._network.dimension), dtype=torch.float32, device=self._model.device)
 
     @torch.inference_mode()
     def fill(self, embeddings: Tensor, batch: Batch) -> None:
         """Queues work on the device and waits for none of it."""
-        sheet = queued_to_device(batch.sheet, self._model.device)
-        ids, attended, source, destination = sheet.split(batch.parts)
-        ids = ids.view(batch.sequences, batch.width)
-        mask = None if batch.full else self._mask(attended, batch.width)
+        sheet, places = placed_sheet_of(batch, self._model.device)
         # What precision the model has is the options' choice, not that of whoever happens to call under autocast.
-        with torch.autocast(sheet.device.type, enabled=False):
-            hidden = self._model(input_ids=ids, attention_mask=mask)[0]
-            rows = self._projection(hidden.flatten(0, 1).index_select(0, source))
-        rows = rows[:, : self._dimension].float()
-        if self._normalise:
-            rows = nn.functional.normalize(rows, dim=-1)
-        embeddings.index_copy_(0, destination, rows)
+        with torch.autocast(sheet.ids.device.type, enabled=False):
+            rows = self._network.rows(sheet)
+        embeddings.index_copy_(0, places, rows.float())
 
     def joined(self, parts: list[Tensor]) -> Tensor:
         whole = self.allocate(sum(len(part) for part in parts))
@@ -150,29 +135,6 @@ class _TorchEngine:
         """Accelerators keep freed blocks of other sizes in their cache."""
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _mask(self, attended: Tensor, width: int) -> Tensor | dict[str, Tensor]:
-        """What the model takes as it is; of a mask (B, L) transformers would ask the device what is in it."""
-        position = torch.arange(width, device=attended.device)
-        seen = position < attended[:, None]
-        if self._masking == "counted":
-            return seen.long()
-        everywhere = seen[:, None, None, :]
-        if self._masking == "everywhere":
-            return everywhere
-        near = (position[:, None] - position).abs() <= self._model.config.sliding_window
-        return {"full_attention": everywhere, "sliding_attention": everywhere & near}
-
-
-def _masking_of(model: PreTrainedModel) -> Masking:
-    config = model.config
-    if getattr(config, "_attn_implementation", None) != "sdpa":
-        return "counted"
-    if config.model_type in _SEES_ALL:
-        return "everywhere"
-    # Older transformers made ModernBERT's masks from another argument.
-    windowed = config.model_type == "modernbert" and "sliding_window_mask" not in signature(model.forward).parameters
-    return "windowed" if windowed else "counted"
 
 
 def _check_model(model: PreTrainedModel, largest_id: int) -> None:
