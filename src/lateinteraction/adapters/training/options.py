@@ -1,0 +1,147 @@
+"""TrainingOptions: everything that decides a run but its data, its loss and its model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+from lateinteraction.domain.errors import InvalidOption, shown
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Schedule = Literal["linear", "cosine", "constant"]
+Scope = Literal["own", "batch", "gathered"]
+StrategyName = Literal["direct", "cached"]
+Sharding = Literal["replicated", "sharded"]
+
+_CHOICES = MappingProxyType(
+    {
+        "precision": ("float32", "bfloat16", "float16"),
+        "schedule": ("linear", "cosine", "constant"),
+        "scope": ("own", "batch", "gathered"),
+        "strategy": ("direct", "cached"),
+        "sharding": ("replicated", "sharded"),
+    }
+)
+
+
+def _rates(given: Mapping[str, float]) -> Mapping[str, float]:
+    return MappingProxyType(dict(given))
+
+
+def _number(least: float, *, above: bool = False, most: float = math.inf) -> Any:
+    """A validator of finite numbers from `least` on, or above it."""
+
+    def check(_: object, attribute: Any, value: object) -> None:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or not (least < value if above else least <= value) or value > most:  # type: ignore[operator]
+            bound = f"above {least:g}" if above else f"of at least {least:g}"
+            until = "" if most == math.inf else f" and at most {most:g}"
+            raise InvalidOption(
+                f"{attribute.name} = {shown(value)}", f"a number {bound}{until}", "Leave it out for the default."
+            )
+
+    return check
+
+
+def _whole(least: int) -> Any:
+    """A validator of whole numbers from `least` on."""
+
+    def check(_: object, attribute: Any, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidOption(
+                f"{attribute.name} = {shown(value)}",
+                f"a whole number of at least {least}",
+                "Leave it out for the default.",
+            )
+
+    return check
+
+
+def _optional(check: Any) -> Any:
+    def unless_none(instance: object, attribute: Any, value: object) -> None:
+        if value is not None:
+            check(instance, attribute, value)
+
+    return unless_none
+
+
+@frozen(kw_only=True)
+class TrainingOptions:
+    """How a model is fitted.
+
+    What a run computes is decided by all of these but the last group, of which only messages, speed and what is kept
+    depend.
+
+    Args:
+        learning_rate: of the transformer, at its highest.
+        rates: multiples of it by group of parameters: `{"projection": 10}`, `{"loss": 10}`.
+        weight_decay: of AdamW; biases and norms have none.
+        warmup: share of the steps over which the rate rises from 0.
+        schedule: how it falls afterwards: to 0 in a line, along a cosine, or not.
+        clip: largest norm of the gradient of a step; None leaves it.
+        precision: that products are made in; weights stay as they are. float16 scales losses.
+        strategy: `direct` keeps what the model computed of a whole micro-batch; `cached` computes it twice and keeps
+            one rectangle's (GradCache, arXiv 2101.06983): the same gradient in less memory.
+        scope: what queries are compared with: their own documents, those of the micro-batch, or those of all
+            processes. Without effect on losses that compare own documents only.
+        accumulation: micro-batches of a step. Losses over the batch see one micro-batch at a time, so that fewer
+            documents are compared; to save memory, prefer `cached`.
+        tokens_per_rectangle: most tokens that the model sees at once, padding included.
+        averaging: decay of an exponential moving average of the weights, which is then what is watched and saved;
+            None keeps the last weights.
+        teacher_margin: a query's own negative whose teacher score is higher than the positive's less this is no
+            negative; None trusts the data.
+        negatives: how many negatives of a row are drawn each time it is seen; None takes all.
+        sharding: whether every process holds the whole model (DDP) or a part (FSDP2).
+        seed: of dropout; the plan has its own.
+
+        log_every: steps between reports.
+        watch_every: steps between calls of `watch`; None calls it at the end alone.
+        patience: calls of `watch` without a better result after which training ends; None never ends it.
+        checkpoint_every: steps between checkpoints; None keeps none but that of a stop.
+        keep: how many checkpoints are kept beside the best.
+        workers: processes that read and tokenise ahead; 0 does it in this one.
+
+    Raises:
+        InvalidOption: one of these out of range.
+    """
+
+    learning_rate: float = field(default=3e-5, validator=_number(0, above=True))
+    rates: Mapping[str, float] = field(factory=dict, converter=_rates)
+    weight_decay: float = field(default=0.01, validator=_number(0))
+    warmup: float = field(default=0.1, validator=_number(0, most=1))
+    schedule: Schedule = "linear"
+    clip: float | None = field(default=1.0, validator=_optional(_number(0, above=True)))
+    precision: Precision = "float32"
+    strategy: StrategyName = "direct"
+    scope: Scope = "batch"
+    accumulation: int = field(default=1, validator=_whole(1))
+    tokens_per_rectangle: int | None = field(default=None, validator=_optional(_whole(1)))
+    averaging: float | None = field(default=None, validator=_optional(_number(0, above=True, most=1)))
+    teacher_margin: float | None = field(default=None, validator=_optional(_number(0)))
+    negatives: int | None = field(default=None, validator=_optional(_whole(0)))
+    sharding: Sharding = "replicated"
+    seed: int = field(default=0, validator=_whole(0))
+
+    log_every: int = field(default=10, validator=_whole(1))
+    watch_every: int | None = field(default=None, validator=_optional(_whole(1)))
+    patience: int | None = field(default=None, validator=_optional(_whole(1)))
+    checkpoint_every: int | None = field(default=None, validator=_optional(_whole(1)))
+    keep: int = field(default=2, validator=_whole(1))
+    workers: int = field(default=0, validator=_whole(0))
+
+    def __attrs_post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InvalidOption(
+                    f"{name} = {shown(getattr(self, name))}", " or ".join(map(repr, known)), "Choose one of these."
+                )
+        for group, rate in self.rates.items():
+            if not (isinstance(rate, (int, float)) and rate >= 0 and math.isfinite(rate)):
+                raise InvalidOption(
+                    f"rates[{group!r}] = {shown(rate)}", "a number of at least 0", "It multiplies learning_rate."
+                )
