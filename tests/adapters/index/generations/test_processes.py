@@ -52,7 +52,9 @@ def killed(process: subprocess.Popen[str], after: float) -> tuple[frozenset[int]
     """What a writing program had acknowledged when it was killed, None if nothing; and the number that it was at."""
     time.sleep(after)
     process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate()
+    assert process.stdout is not None
+    output = process.stdout.read()  # not communicate(), which passes over what reading the first line has read ahead
+    process.wait()
     whole = [line.split() for line in output.splitlines(keepends=True) if line.endswith("\n")]
     done = [frozenset(map(int, rest)) for what, *rest in whole if what == "done"]
     tried = [int(rest[0]) for what, *rest in whole if what == "try"]
