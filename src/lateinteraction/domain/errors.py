@@ -115,6 +115,10 @@ class WorkerFailed(LateInteractionError, RuntimeError):
     """A worker process that ended early or could not start."""
 
 
+class TrainingFailed(LateInteractionError, RuntimeError):
+    """A run that cannot go on: a loss or gradient that is not finite."""
+
+
 class UnreadableFile(LateInteractionError, OSError):
     """A file that is absent, not permitted, or not what its name promises."""
 

@@ -193,8 +193,20 @@ def beyond_margin(teacher: ArrayLike, groups: Offsets, margin: float) -> NDArray
 
 @frozen
 class TrainingReport:
-    """What a training run did: optimiser steps taken, examples seen, and the loss at each logged step."""
+    """What a training run did.
+
+    Args:
+        steps: optimiser steps taken, those before it was resumed among them.
+        examples: seen in them.
+        losses: at each logged step.
+        best: the highest that `watch` measured, or None.
+        best_step: after how many steps that was.
+        stopped: whether it was asked to end before its time.
+    """
 
     steps: int
     examples: int
     losses: tuple[float, ...] = field(converter=tuple)
+    best: float | None = None
+    best_step: int | None = None
+    stopped: bool = False

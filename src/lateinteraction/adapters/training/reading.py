@@ -7,7 +7,7 @@ them there are, and an error comes up where its batch was due.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ AHEAD = 2
 """Batches for each thread that are made and wait: one in work, one ready."""
 
 
-def ahead_of(make: Callable[[int], Item], steps: range, threads: int) -> Iterator[Item]:
+def ahead_of(make: Callable[[int], Item], steps: range, threads: int) -> Generator[Item, None, None]:
     """`make(step)` for each step; in this thread where there are no others.
 
     Closing the iterator ends the threads when they are done with what they are at.

@@ -1,0 +1,437 @@
+"""AccelerateTrainer: the loop. Plan, micro-batches, gradients, steps; watching, checkpoints, and going on from one.
+
+What a run computes follows from its sources, plan, options, loss and model alone, so that a run that was stopped and
+one that was not end in the same bits. Messages, progress and what is kept on disk have no part in it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from attrs import asdict, define, field, frozen
+from torch import Tensor, nn
+
+from lateinteraction.adapters.encoding.learning import Learner
+from lateinteraction.adapters.neural.losses import Objective, learned_of
+from lateinteraction.adapters.neural.losses.interactions import MAXSIM
+from lateinteraction.adapters.neural.transfer import queued_to_device, to_host
+from lateinteraction.adapters.training.averaging import WeightAverage
+from lateinteraction.adapters.training.batches import MicroBatch
+from lateinteraction.adapters.training.checkpoints import (
+    CheckpointFolder,
+    RunState,
+    load_moments,
+    load_weights,
+    moments_of,
+    random_state,
+    set_random_state,
+    weights_of,
+)
+from lateinteraction.adapters.training.feed import Feed, compared_with, tokens_per_rectangle
+from lateinteraction.adapters.training.fingerprint import fingerprint_of
+from lateinteraction.adapters.training.module import TrainedModule
+from lateinteraction.adapters.training.optimising import clipped_norm, optimiser_of
+from lateinteraction.adapters.training.options import TrainingOptions
+from lateinteraction.adapters.training.plan import BatchPlan, PlanOptions
+from lateinteraction.adapters.training.processes import Processes
+from lateinteraction.adapters.training.reading import ahead_of
+from lateinteraction.adapters.training.reports import Reporter, StepReport, Watchman
+from lateinteraction.adapters.training.schedule import rate_at
+from lateinteraction.adapters.training.strategies import Embeddings, Outcome, Setting, cached, direct
+from lateinteraction.domain.errors import InvalidOption, TrainingFailed
+from lateinteraction.domain.evaluation import Report
+from lateinteraction.domain.ports import Encoder, ExampleSource
+from lateinteraction.domain.training import TrainingReport
+
+Watch = Callable[[Encoder[Tensor]], Report]
+
+
+@frozen(kw_only=True)
+class RunFolder:
+    """Where a run keeps itself.
+
+    Args:
+        path: of the checkpoints; None keeps none.
+        resume: go on from the newest checkpoint there, where there is one; otherwise a folder with some is refused.
+    """
+
+    path: Path | None = None
+    resume: bool = True
+
+
+@define
+class _Progress:
+    """What is counted over a run and kept with it."""
+
+    step: int = 0
+    examples: int = 0
+    losses: list[float] = field(factory=list)
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+
+
+@final
+class AccelerateTrainer:
+    """A `Trainer` of `Learner`s, for one process or as many as `accelerate launch` starts.
+
+    Args:
+        plan: which examples are together.
+        options: how the model is fitted.
+        folder: where checkpoints go.
+        report: told now and then how the run stands, in the first process.
+        stop: asked after each step whether to end early; checkpoints are written before.
+        trackers: names, as Accelerate knows them.
+    """
+
+    def __init__(
+        self,
+        plan: PlanOptions,
+        options: TrainingOptions | None = None,
+        *,
+        folder: RunFolder | None = None,
+        report: Reporter | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        trackers: Sequence[str] = (),
+    ) -> None:
+        self.plan, self.options = plan, options or TrainingOptions()
+        self._folder, self._report, self._stop = folder or RunFolder(), report, stop
+        self._trackers = tuple(trackers)
+
+    def fit(
+        self,
+        learner: Learner,
+        loss: Objective,
+        sources: Sequence[ExampleSource],
+        watch: Watch | None = None,
+    ) -> TrainingReport:
+        """Fit the learner's network, in place.
+
+        Afterwards it has the weights of the best `watch` where there is one, otherwise the averaged ones where they are
+        averaged, otherwise the last.
+
+        Args:
+            learner: a model.
+            loss: what to lower.
+            sources: of examples, with distinct names.
+            watch: measures the encoder as it is; its first measure decides what is best.
+
+        Raises:
+            InvalidOption: options that do not fit each other, the data, or a checkpoint that is there.
+            InvalidExample: a source that fills no batch, or a row that gives no example.
+            TrainingFailed: a loss or gradient that is not finite; names rank and rows. The last checkpoint is good.
+        """
+        return _Run(self, learner, loss, sources, watch).go()
+
+    @property
+    def folder(self) -> RunFolder:
+        return self._folder
+
+    @property
+    def report(self) -> Reporter | None:
+        return self._report
+
+    @property
+    def stop(self) -> Callable[[], bool]:
+        return self._stop
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        return self._trackers
+
+
+class _Run:
+    """One call of `fit`."""
+
+    def __init__(
+        self,
+        trainer: AccelerateTrainer,
+        learner: Learner,
+        loss: Objective,
+        sources: Sequence[ExampleSource],
+        watch: Watch | None,
+    ) -> None:
+        self.trainer, self.learner, self.loss = trainer, learner, loss
+        self.sources, self.watch, self.options = list(sources), watch, trainer.options
+        self.processes = Processes(next(learner.network.parameters()).device, trainer.trackers)
+        self.plan = BatchPlan(self.sources, trainer.plan)
+        self._check()
+        self.feed = Feed(
+            plan=self.plan,
+            sources=self.sources,
+            tokeniser=learner.tokeniser,
+            options=self.options,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            tokens_per_rectangle=self.options.tokens_per_rectangle or tokens_per_rectangle(self.processes.device),
+        )
+        self.fingerprint = fingerprint_of(trainer.plan, self.options, loss, learner, self.sources)
+        self.module = TrainedModule(learner.network, learned_of(loss))
+        layers = [each for each in learner.network.modules() if isinstance(each, nn.ModuleList)]
+        longest: Sequence[nn.Module] = list(max(layers, key=len)) if layers else []
+        self.wrapped = self.processes.wrapped(self.module, longest, self.options.sharding)
+        self.optimiser, self.rates = optimiser_of(learner, self.module, self.options)
+        self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=self.options.precision == "float16")
+        self.average = None if self.options.averaging is None else WeightAverage(self.module, self.options.averaging)
+        self.progress, self.watchman = _Progress(), Watchman()
+        self.best: Mapping[str, Tensor] | None = None
+        path = trainer.folder.path
+        self.folder = None if path is None else CheckpointFolder(path, self.options.keep)
+
+    def go(self) -> TrainingReport:
+        torch.manual_seed(self.options.seed * self.processes.world + self.processes.rank)
+        self._resume()
+        self.processes.start_trackers("lateinteraction", {"fingerprint": self.fingerprint})
+        steps = range(self.progress.step, len(self.plan))
+        batches = closing(ahead_of(self.feed, steps, self.options.workers))
+        try:
+            with batches as read:
+                stopped = self._train(zip(steps, read, strict=True))
+        finally:
+            self.processes.end_trackers()
+        if not stopped:
+            self._finish()
+        return TrainingReport(
+            steps=self.progress.step,
+            examples=self.progress.examples,
+            losses=self.progress.losses,
+            best=self.progress.best,
+            best_step=self.progress.best_step,
+            stopped=stopped,
+        )
+
+    def _train(self, batches: Iterable[tuple[int, list[MicroBatch]]]) -> bool:
+        """Take steps until there are none left or no more are wanted; whether it was asked to stop."""
+        clock, tokens, computed = time.perf_counter(), 0, 0
+        for step, batch in batches:
+            outcomes, norm = self._step(step, batch)
+            tokens += sum(each.tokens for each in batch)
+            computed += sum(each.computed for each in batch)
+            if self._is_due(self.options.log_every) or step + 1 == len(self.plan):
+                self._log(outcomes, batch, norm, (tokens, computed, time.perf_counter() - clock))
+                clock, tokens, computed = time.perf_counter(), 0, 0
+            ended = self._is_due(self.options.watch_every) and self._watched()
+            stopped = self._asked_to_stop()
+            if stopped or self._is_due(self.options.checkpoint_every):
+                self._keep()
+            if stopped or ended:
+                return stopped
+        return False
+
+    # Steps
+
+    def _step(self, step: int, batches: list[MicroBatch]) -> tuple[list[Outcome], float]:
+        """Take a step; what came of its micro-batches, and the norm of the gradient before it was clipped."""
+        self.module.train()
+        setting = Setting(
+            module=self.wrapped,
+            device=self.processes.device,
+            autocast=partial(self.processes.autocast, self.options.precision),
+            unsynchronised=partial(self.processes.unsynchronised, self.wrapped),
+            backward=lambda value: self.scaler.scale(value).backward(),
+        )
+        strategy = cached if self.options.strategy == "cached" else direct
+        outcomes = [
+            strategy(setting, batch, partial(self._loss, batch), weight=1 / len(batches), last=number == len(batches))
+            for number, batch in enumerate(batches, start=1)
+        ]
+        rate = rate_at(step, len(self.plan), warmup=self.options.warmup, schedule=self.options.schedule)
+        for group, own in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = own * rate
+        self.scaler.unscale_(self.optimiser)
+        norm = clipped_norm(self.module, self.options.clip)
+        self._check_finite(step, batches, outcomes, norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step + 1)
+        self.progress.step = step + 1
+        self.progress.examples += self.trainer.plan.global_batch_size
+        self.watchman.saw_step(clipped=self.options.clip is not None and norm > self.options.clip)
+        return outcomes, norm
+
+    def _loss(self, batch: MicroBatch, queries: Embeddings, documents: Embeddings) -> Tensor:
+        compared, targets = compared_with(batch, documents, self.options)
+        return self.loss(queries, compared, targets)
+
+    def _check_finite(self, step: int, batches: list[MicroBatch], outcomes: list[Outcome], norm: float) -> None:
+        """Raise on all processes where one has what is not finite. With float16, gradients may be for a while."""
+        mine = [
+            f"rank {self.processes.rank}: loss {float(outcome.loss)} of rows {batch.rows.tolist()} of {batch.source!r}"
+            for batch, outcome in zip(batches, outcomes, strict=True)
+            if not math.isfinite(float(outcome.loss))
+        ]
+        if not mine and not math.isfinite(norm) and not self.scaler.is_enabled():
+            rows = [batch.rows.tolist() for batch in batches]
+            mine = [f"rank {self.processes.rank}: a gradient of norm {norm} after rows {rows} of {batches[0].source!r}"]
+        counts = self.processes.sum(torch.tensor([float(len(mine))], device=self.processes.device))
+        if float(counts) > 0:
+            raise TrainingFailed(
+                f"step {step}: {'; '.join(self.processes.told(mine))}",
+                "finite losses and gradients",
+                "Look at these rows; lower learning_rate, or take precision='bfloat16' for 'float16'.",
+            )
+
+    # What is told
+
+    def _log(
+        self, outcomes: list[Outcome], batches: list[MicroBatch], norm: float, since: tuple[int, int, float]
+    ) -> None:
+        tokens, computed, seconds = since
+        parts = [_measured(outcome, batch) for outcome, batch in zip(outcomes, batches, strict=True)]
+        mean = np.mean([[float(each.loss) for each in outcomes], *np.transpose(parts)], axis=1)
+        local = torch.tensor([*mean, tokens, computed], dtype=torch.float64, device=self.processes.device)
+        loss, accuracy, gap, tokens_of_all, computed_of_all = to_host(self.processes.sum(local))
+        world = self.processes.world
+        self.progress.losses.append(float(loss / world))
+        self.watchman.saw_accuracy(float(accuracy / world))
+        report = StepReport(
+            step=self.progress.step,
+            steps=len(self.plan),
+            loss=float(loss / world),
+            rate=float(self.optimiser.param_groups[0]["lr"]),
+            gradient_norm=norm,
+            clipped=self.options.clip is not None and norm > self.options.clip,
+            tokens=int(tokens_of_all),
+            padding=float(1 - tokens_of_all / max(1, computed_of_all)),
+            seconds=seconds,
+            accuracy=float(accuracy / world),
+            gap=float(gap / world),
+        )
+        numbers = {name: float(value) for name, value in asdict(report).items() if name not in ("step", "steps")}
+        self.processes.track(numbers, report.step)
+        if self.trainer.report is not None and self.processes.rank == 0:
+            self.trainer.report(report)
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and self.progress.step % every == 0
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was; all of them end at the same step."""
+        asked = torch.tensor([float(self.trainer.stop())], device=self.processes.device)
+        return float(self.processes.sum(asked)) > 0
+
+    # What is kept
+
+    def _watched(self) -> bool:
+        """Measure; whether to end because nothing gets better."""
+        assert self.watch is not None
+        random = random_state(self.processes.device)
+        value = self._measure(self.watch)
+        set_random_state(random, self.processes.device)
+        progress = self.progress
+        if progress.best is None or value > progress.best:
+            progress.best, progress.best_step, progress.stale = value, progress.step, 0
+            self.best = self._weights_to_keep()
+            if self.folder is not None:
+                self._keep()
+        else:
+            progress.stale += 1
+        return self.options.patience is not None and progress.stale >= self.options.patience
+
+    def _measure(self, watch: Watch) -> float:
+        """The first measure. Sharded models need all processes for it; of whole ones, the first has it measured."""
+        everyone = self.options.sharding == "sharded"
+        with self._averaged():
+            value = 0.0
+            if everyone or self.processes.rank == 0:
+                report = watch(self.learner.encoder)
+                value = report[report.measures[0]]
+        return float(self.processes.of_first(value))
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """A block in which the module has the averaged weights, where there are some."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _weights_to_keep(self) -> Mapping[str, Tensor]:
+        with self._averaged():
+            return weights_of(self.module)
+
+    def _keep(self) -> None:
+        """Write a checkpoint, where there is a folder for them."""
+        if self.folder is None:
+            return
+        averages: Mapping[str, Tensor] = {} if self.average is None else self._weights_to_keep()
+        scale = {"scale": float(self.scaler.get_scale())} if self.scaler.is_enabled() else {}
+        state = RunState(
+            step=self.progress.step,
+            fingerprint=self.fingerprint,
+            progress={**asdict(self.progress), **scale},
+            weights=weights_of(self.module),
+            optimiser=moments_of(self.module, self.optimiser),
+            averages=averages,
+            random=random_state(self.processes.device),
+        )
+        best = [] if self.progress.best_step is None else [self.progress.best_step]
+        self.folder.write(state, self.processes.ranks, protected=best)
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint."""
+        steps = [] if self.folder is None else self.folder.steps()
+        if self.folder is None or not steps:
+            return
+        if not self.trainer.folder.resume:
+            raise InvalidOption(
+                f"{self.folder.path}, which holds a run of {steps[-1]} steps",
+                "a folder without one",
+                "Pass resume=True.",
+            )
+        state = self.folder.read(steps[-1], self.fingerprint, self.processes.ranks)
+        scale = state.progress.get("scale")
+        self.progress = _Progress(**{name: value for name, value in state.progress.items() if name != "scale"})
+        if self.average is not None:
+            load_weights(self.module, state.averages)
+            self.average = WeightAverage(self.module, self.options.averaging or 0)
+        load_weights(self.module, state.weights)
+        load_moments(self.module, self.optimiser, state.optimiser)
+        if scale is not None:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale})
+        if self.progress.best_step is not None:
+            best = self.folder.read(self.progress.best_step, self.fingerprint, self.processes.ranks)
+            self.best = best.averages or best.weights
+        set_random_state(state.random, self.processes.device)
+
+    def _finish(self) -> None:
+        """Leave the model as it shall be."""
+        if self.watch is not None and self.progress.step and self.progress.step != self.progress.best_step:
+            due = self._is_due(self.options.watch_every)
+            if not due:
+                self._watched()
+        if self.folder is not None and self.progress.step not in self.folder.steps():
+            self._keep()
+        final = self.best if self.best is not None else self._weights_to_keep()
+        load_weights(self.module, final)
+        self.module.eval()
+
+    def _check(self) -> None:
+        """What would fail at some step, before the first."""
+        size, parts = self.trainer.plan.global_batch_size, self.processes.world * self.options.accumulation
+        if size % parts:
+            raise InvalidOption(
+                f"a global batch of {size} on {self.processes.world} processes in {self.options.accumulation} parts",
+                f"a multiple of {parts}",
+                "Change global_batch_size or accumulation, or start another number of processes.",
+            )
+        if self.watch is None and (self.options.watch_every is not None or self.options.patience is not None):
+            raise InvalidOption("watch_every or patience, and nothing to watch", "a watch", "Pass one to fit.")
+
+
+def _measured(outcome: Outcome, batch: MicroBatch) -> tuple[float, float]:
+    """How many positives of a micro-batch score highest, and by how much, on this process."""
+    scores = MAXSIM.matrix(outcome.queries, outcome.documents)
+    positives = queued_to_device(np.ascontiguousarray(batch.groups[:-1]), scores.device)[:, None]
+    own = scores.gather(1, positives)[:, 0]
+    rest = scores.scatter(1, positives, -math.inf)
+    if rest.shape[1] == 1:
+        return 1.0, 0.0
+    best = rest.amax(dim=1)
+    return float((own > best).double().mean()), float((own - best).double().mean())
