@@ -19,16 +19,21 @@ from lateinteraction.testing.sources import ListedExamples
 MakeLearner = Callable[..., HuggingFaceLearner]
 
 
+def learner_of(folder: Path, options: LearnerOptions, *, dtype: torch.dtype = torch.float32) -> HuggingFaceLearner:
+    """A learner of a plain model, with a projection that is always the same."""
+    reading = CheckpointOptions(projection=RandomProjection(16, 1), dtype="float32", device="cpu")
+    checkpoint = read_checkpoint(folder, options=reading)
+    checkpoint.transformer.to(dtype)
+    checkpoint.projection.to(dtype)
+    return HuggingFaceLearner(checkpoint, options)
+
+
 @pytest.fixture
 def make_learner(families: Mapping[str, Path]) -> MakeLearner:
     """A new learner of the tiny BERT, always with the same weights."""
 
     def make(options: LearnerOptions | None = None, *, dtype: torch.dtype = torch.float32) -> HuggingFaceLearner:
-        reading = CheckpointOptions(projection=RandomProjection(16, 1), dtype="float32", device="cpu")
-        checkpoint = read_checkpoint(families["bert"], options=reading)
-        checkpoint.transformer.to(dtype)
-        checkpoint.projection.to(dtype)
-        return HuggingFaceLearner(checkpoint, options or LearnerOptions())
+        return learner_of(families["bert"], options or LearnerOptions(), dtype=dtype)
 
     return make
 

@@ -42,11 +42,6 @@ class Rectangles:
     computed: int
     truncated: int
 
-    @property
-    def rows(self) -> list[int]:
-        """How many rows the model gives for each rectangle."""
-        return [batch.parts[2] for batch in self.batches]
-
 
 @frozen(eq=False, kw_only=True)
 class MicroBatch:

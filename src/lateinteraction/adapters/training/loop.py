@@ -237,6 +237,7 @@ class _Run:
             autocast=partial(self.processes.autocast, self.options.precision),
             unsynchronised=partial(self.processes.unsynchronised, self.wrapped),
             backward=lambda value: self.scaler.scale(value).backward(),
+            passes=partial(self.processes.passes, self.wrapped),
         )
         strategy = cached if self.options.strategy == "cached" else direct
         outcomes = [
@@ -246,6 +247,7 @@ class _Run:
         rate = rate_at(step, len(self.plan), warmup=self.options.warmup, schedule=self.options.schedule)
         for group, own in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = own * rate
+        self.processes.complete_gradients(self.wrapped, self.module)
         self.scaler.unscale_(self.optimiser)
         norm = clipped_norm(self.module, self.options.clip)
         self._check_finite(step, batches, outcomes, norm)

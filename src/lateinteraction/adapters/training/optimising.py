@@ -44,7 +44,15 @@ def optimiser_of(
 
 
 def clipped_norm(module: nn.Module, clip: float | None) -> float:
-    """The norm of the whole gradient, which is clipped afterwards; waits for the device."""
-    parameters = [each for each in module.parameters() if each.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    """The norm of the whole gradient, which is scaled down to `clip` afterwards; waits for the device.
+
+    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al., ICML 2013), which takes no mixture of gradients and shards.
+    """
+    gradients = [each.grad for each in module.parameters() if each.grad is not None]
+    norms = [torch.linalg.vector_norm(each) for each in gradients]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = float(torch.linalg.vector_norm(torch.stack(whole)))
+    if clip is not None and norm > clip and math.isfinite(norm):
+        for each in gradients:
+            each.mul_(clip / norm)
+    return norm

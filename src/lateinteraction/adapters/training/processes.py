@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lateinteraction.adapters.training.checkpoints import Ranks
+from lateinteraction.adapters.training.module import TrainedModule
 from lateinteraction.adapters.training.options import Precision, Sharding
 
 if TYPE_CHECKING:
@@ -58,22 +59,44 @@ class Processes:
         """For checkpoints."""
         return Ranks(rank=self.rank, world=self.world, wait=self._accelerator.wait_for_everyone)
 
-    def wrapped(self, module: nn.Module, layers: Sequence[nn.Module], sharding: Sharding) -> nn.Module:
-        """The module as the processes share it: whole on each, or each of its layers and the rest in parts."""
+    def wrapped(self, module: TrainedModule, layers: Sequence[nn.Module], sharding: Sharding) -> nn.Module:
+        """The module as the processes share it: whole on each, or each layer of its network and the rest in parts.
+
+        What a loss learns is whole in any case; `complete_gradients` is for that.
+        """
         module.to(self.device)
         if sharding == "sharded" and self.world > 1:
             mesh = distributed.device_mesh.init_device_mesh(self.device.type, (self.world,))
             for layer in layers:
                 fully_shard(layer, mesh=mesh)
-            fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh, ignored_params=set(module.loss.parameters()))
             return module
         return module if self.world == 1 else self._accelerator.prepare_model(module)
+
+    def complete_gradients(self, wrapped: nn.Module, module: TrainedModule) -> None:
+        """Average what sharding leaves to us: gradients of the loss's own parameters."""
+        if isinstance(wrapped, FSDPModule):
+            for parameter in module.loss.parameters():
+                if parameter.grad is not None:
+                    distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.world
 
     def unsynchronised(self, module: nn.Module) -> AbstractContextManager[object]:
         """A context in which gradients stay on this process."""
         if isinstance(module, FSDPModule):
             return _unsynchronised(module)
         return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def passes(self, wrapped: nn.Module, count: int) -> int:
+        """How often the module is to be run where this process has so many rectangles.
+
+        Shards are brought together by all processes at once: each runs it as often as the one with most.
+        """
+        if not isinstance(wrapped, FSDPModule):
+            return count
+        most = torch.tensor([count], device=self.device)
+        distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        return int(most)
 
     def autocast(self, precision: Precision) -> AbstractContextManager[object]:
         """A context in which products are made in this precision."""
@@ -104,8 +127,9 @@ class Processes:
         self._accelerator.log(values, step=step)
 
     def end_trackers(self) -> None:
-        """Let trackers write what they hold."""
-        self._accelerator.end_training()
+        """Let trackers write what they hold. Not `end_training`, which ends the group of processes too."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class Setting:
         autocast: a context for the network.
         unsynchronised: a context in which gradients stay on this process.
         backward: of a scalar; scales it where the precision asks for that.
+        passes: of how many rectangles are to be run for so many; more where all processes have to run as many.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Setting:
     autocast: Callable[[], AbstractContextManager[object]] = _nothing
     unsynchronised: Callable[[], AbstractContextManager[object]] = _nothing
     backward: Callable[[Tensor], object] = Tensor.backward
+    passes: Callable[[int], int] = int
 
     def rows(self, sheets: Sequence[Sheet]) -> Tensor:
         """Kept rows of sheets."""
@@ -53,8 +55,10 @@ class Setting:
             return self.module(sheets)
 
     def sheets(self, batch: MicroBatch) -> list[Sheet]:
-        """The rectangles of the queries, then of the documents, on the device."""
-        return [sheet_of(each, self.device) for each in (*batch.queries.batches, *batch.documents.batches)]
+        """The rectangles of the queries, then of the documents, on the device; then such as keep no row."""
+        sheets = [sheet_of(each, self.device) for each in (*batch.queries.batches, *batch.documents.batches)]
+        one = torch.ones((1, 1), dtype=torch.int64, device=self.device)
+        return sheets + [Sheet(one, one[0], one[0, :0], full=True)] * (self.passes(len(sheets)) - len(sheets))
 
 
 @frozen(eq=False)
@@ -96,7 +100,7 @@ def cached(
         for sheet in sheets:
             states.append(_random_state(setting.device))
             parts.append(setting.rows([sheet]))
-    leaf = torch.cat(parts).requires_grad_()
+    leaf, lengths = torch.cat(parts).requires_grad_(), [len(part) for part in parts]
     del parts
     queries, documents = _assembled(leaf, batch)
     with setting.unsynchronised():
@@ -104,7 +108,7 @@ def cached(
         setting.backward(weight * loss)
     after = _random_state(setting.device)
     assert leaf.grad is not None
-    gradients = leaf.grad.split([*batch.queries.rows, *batch.documents.rows])
+    gradients = leaf.grad.split(lengths)
     for number, (sheet, state, gradient) in enumerate(zip(sheets, states, gradients, strict=True), start=1):
         with _nothing() if last and number == len(sheets) else setting.unsynchronised():
             _set_random_state(state, setting.device)
