@@ -288,6 +288,105 @@ def test_a_shortlist_does_not_depend_on_which_segments_have_lists(
         assert sum(shared) >= 0.99 * 20 * len(shared)  # but for what is as good as the last
 
 
+def unreached(payload: Residuals, lists: Lists, query: NDArray[Any], codebook: Codebook) -> NDArray[np.bool_]:
+    """Documents that a query reaches by none of the lists that each token is nearest to."""
+    prepared = PreparedQuery(torch.as_tensor(query))
+    rows, _ = lists.gains(*prepared.nearest(codebook, 2, len(codebook)))
+    return ~np.isin(np.arange(len(payload)), rows)
+
+
+@pytest.mark.parametrize("interaction", ["maxsim", "xtr"])
+def test_what_lists_do_not_reach_is_told_apart_by_its_codes(listed: Any, interaction: Any) -> None:
+    """A bound of lists that reach too few would find all of it alike."""
+    payload, lists, queries, codebook = listed
+    options = SearchOptions(candidates=20, probe=2, interaction=interaction)
+    for number in range(len(queries)):
+        query = queries.span(number, number + 1)
+        may = unreached(payload, lists, query.tokens, codebook)
+        expected, found = (
+            search([SegmentView(payload, may, lists=each)], query, 10, options)[0] for each in (None, lists)
+        )
+        np.testing.assert_array_equal(found.rows, expected.rows)
+
+
+@pytest.mark.parametrize("interaction", ["maxsim", "xtr"])
+def test_documents_of_another_segment_do_not_stand_for_those_that_lists_miss(listed: Any, interaction: Any) -> None:
+    payload, _, queries, codebook = listed
+    halves = []
+    for rows in (np.arange(0, 400), np.arange(400, 800)):
+        own = Residuals(InMemory(payload.taken(rows) | offsets_array(payload.lengths[rows])), codebook)
+        halves.append((own, Lists(InMemory(build_lists(own.codes(), own.lengths, len(codebook))), len(own))))
+    (first, lists), (second, _) = halves
+    options = SearchOptions(candidates=20, probe=2, interaction=interaction)
+    for number in range(len(queries)):
+        query = queries.span(number, number + 1)
+        may = unreached(first, lists, query.tokens, codebook)
+        some = np.arange(400) % 4 == 0
+        expected, found = (
+            search([SegmentView(first, may, lists=each), SegmentView(second, some)], query, 10, options)[0]
+            for each in (None, lists)
+        )
+        assert places(found) == places(expected)
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("in_bytes", [True, False])
+@pytest.mark.parametrize("chosen", [True, False])
+def test_no_similarity_is_below_the_bound_that_is_given(
+    listed: Any, few: bool, in_bytes: bool, chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bounds of one query, one after the other: what is kept of the first has no part in the second."""
+    payload, _, queries, codebook = listed
+    monkeypatch.setattr(payloads, "FEW", 2**30 if few else 0)
+    monkeypatch.setattr(payloads, "IN_BYTES", 0 if in_bytes else 2**30)
+    rows = np.arange(0, 800, 7) if chosen else None
+    values = queries.span(3, 4).tokens
+    query = PreparedQuery(values)
+    table = codebook.centroids.numpy() @ values.numpy().T
+    codes = np.split(payload.codes(), np.cumsum(payload.lengths)[:-1])
+    for least in (np.full(len(values), 0.4, np.float32), np.linspace(-0.1, 0.3, len(values), dtype=np.float32), None):
+        lifted = table if least is None else np.maximum(table, least)
+        expected = [lifted[codes[row]].max(axis=0).sum() for row in (range(800) if rows is None else rows)]
+        found = payload.approximate(query, rows, least)
+        np.testing.assert_allclose(found, expected, atol=0.05 if in_bytes and not few else 1e-4)
+
+
+def test_equal_scores_of_two_segments_come_in_their_order_whichever_has_lists(listed: Any) -> None:
+    payload, lists, queries, _ = listed
+    for views in (
+        [SegmentView(payload), SegmentView(payload, lists=lists)],
+        [SegmentView(payload, lists=lists), SegmentView(payload)],
+    ):
+        for hits in search(views, queries, 10, SearchOptions(candidates=100, probe=16)):
+            np.testing.assert_array_equal(hits.segments, [0, 1] * 5)
+            np.testing.assert_array_equal(hits.rows[::2], hits.rows[1::2])
+
+
+def test_where_too_few_centroids_are_around_all_are_looked_at(listed: Any) -> None:
+    _, _, queries, codebook = listed
+    values = queries.span(0, 1).tokens[:2]
+    around = codebook.around(values, 1)
+    inside = len(around.members)
+    assert inside < len(codebook)
+    found, similarities = codebook.nearest(around, inside + 1)
+    assert found.shape == similarities.shape == (2, inside + 1)
+    expected = (values @ codebook.centroids.T).topk(inside + 1, dim=1).values
+    torch.testing.assert_close(similarities, expected, atol=1e-5, rtol=0)
+
+
+def test_a_segment_of_which_nothing_may_be_returned_returns_nothing(listed: Any) -> None:
+    payload, lists, queries, _ = listed
+    empty = SegmentView(payload, np.zeros(800, np.bool_), lists=lists)
+    full = SegmentView(payload, lists=lists)
+    for interaction in ("maxsim", "xtr"):
+        options = SearchOptions(candidates=20, probe=2, interaction=interaction)
+        for one, other in zip(
+            search([empty, full], queries, 5, options), search([full], queries, 5, options), strict=True
+        ):
+            np.testing.assert_array_equal(one.rows, other.rows)
+        assert all(not len(hits) for hits in search([empty], queries, 5, options))
+
+
 def test_lists_find_the_same_after_the_codebook_has_grown() -> None:
     """Its later centroids list nothing here: each query token looks at as many of the first ones as before."""
     payload, _, queries, _ = corpus()

@@ -88,6 +88,10 @@ class SearchOptions:
         by_size = math.ceil(CANDIDATES_PER_ROOT[self.effort] * math.sqrt(documents))
         return max(CANDIDATES[self.effort], CANDIDATES_PER_HIT[self.effort] * k, by_size)
 
+    def enough(self, k: int, shortlist: int) -> int:
+        """How many documents inverted lists are to reach, for a shortlist of so many and k hits."""
+        return min(shortlist, max(ENOUGH, ENOUGH_PER_HIT * k))
+
     def nprobe(self) -> int:
         """In how many inverted lists each query token looks."""
         return self.probe or PROBE["fast" if self.effort == "fast" else "balanced"]

@@ -382,7 +382,6 @@ class Residuals(_Stored):
 
     def _excerpt(self, rows: Rows | None, *names: str) -> _Excerpt:
         """These documents by themselves, verified in these arrays."""
-        rows = np.arange(len(self)) if rows is None else rows
         places, offsets = self._places(rows, *names)
         codes = self._rows[CODES].index_select(0, places)
         if len(codes) * SPARSE < len(self.codebook):

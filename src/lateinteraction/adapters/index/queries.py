@@ -87,7 +87,9 @@ class PreparedQuery:
         """The same in eight bits."""
         key = codebook, None if least is None else least.tobytes()
         if key not in self._tables_of_bytes:
-            self._tables_of_bytes[key] = kernels.quantise_table(self.table(codebook, least))
+            table = self.table(codebook)
+            lifted = table if least is None else table.maximum(to_device(least, "cpu"))
+            self._tables_of_bytes[key] = kernels.quantise_table(lifted)
         return self._tables_of_bytes[key]
 
     @once

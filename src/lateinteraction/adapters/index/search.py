@@ -9,7 +9,7 @@ Documents are named by segment and row. Ids, and the order of documents whose sc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,8 +21,6 @@ from lateinteraction.adapters.index.codebook import Codebook
 from lateinteraction.adapters.index.hits import Hits as Hits
 from lateinteraction.adapters.index.hits import Part, Rows, cut
 from lateinteraction.adapters.index.options import (
-    ENOUGH,
-    ENOUGH_PER_HIT,
     RESCORED,
     RESCORED_PER_HIT,
     TOGETHER,
@@ -30,7 +28,7 @@ from lateinteraction.adapters.index.options import (
 from lateinteraction.adapters.index.options import Effort as Effort
 from lateinteraction.adapters.index.options import SearchOptions as SearchOptions
 from lateinteraction.adapters.index.payloads import PreparedQuery, Residuals, gathered
-from lateinteraction.adapters.index.probing import bound_of, probed, worth_probing
+from lateinteraction.adapters.index.probing import approximated
 from lateinteraction.adapters.index.views import SegmentView as SegmentView
 from lateinteraction.adapters.index.xtr import by_retrieved_tokens
 from lateinteraction.adapters.neural.transfer import all_finite
@@ -81,7 +79,7 @@ def search(
 def _found(segments: Sequence[SegmentView], query: PreparedQuery, k: int, options: SearchOptions) -> Iterator[Part]:
     """Scored documents of all segments, the k best among them."""
     shortlist = options.shortlist(k, sum(map(len, segments)))
-    approximated: list[int] = []
+    rough: list[int] = []
     for number, view in enumerate(segments):
         if not len(query):
             yield Part(number, view.rows(), np.zeros(len(view), np.float32))
@@ -91,15 +89,16 @@ def _found(segments: Sequence[SegmentView], query: PreparedQuery, k: int, option
             payload = view.vectors if view.vectors is not None and options.rescore else view.payload
             yield Part(number, view.rows(), payload.score(query, view.chosen))
         else:
-            approximated.append(number)
-    if shortlist is None or not approximated:
+            rough.append(number)
+    if shortlist is None or not rough:
         return
-    if sum(len(segments[number]) for number in approximated) > shortlist:
-        enough = min(shortlist, max(ENOUGH, ENOUGH_PER_HIT * k))
-        parts = _approximated({number: segments[number] for number in approximated}, query, enough, options.nprobe())
+    if sum(len(segments[number]) for number in rough) > shortlist:
+        parts = approximated(
+            {number: segments[number] for number in rough}, query, options.enough(k, shortlist), options.nprobe()
+        )
         rows = [(part.segment, part.rows) for part in cut(parts, shortlist)]
     else:
-        rows = [(number, segments[number].rows()) for number in approximated]
+        rows = [(number, segments[number].rows()) for number in rough]
     scored = _scored(segments, rows, query)
     yield from _rescored(segments, scored, query, k) if options.rescore else scored
 
@@ -128,27 +127,6 @@ def _scored(segments: Sequence[SegmentView], rows: Sequence[tuple[int, Rows]], q
         for (number, _, own_rows), scores in zip(members, np.split(payload.score(query, own), ends[:-1]), strict=True):
             found.append(Part(number, own_rows, scores))
     return found
-
-
-def _approximated(segments: Mapping[int, SegmentView], query: PreparedQuery, enough: int, nprobe: int) -> list[Part]:
-    """By inverted lists where there are some, where these reach enough of what may be returned; else by all codes."""
-    bound = bound_of(segments.values(), query, nprobe)
-    lists = [number for number, view in segments.items() if bound is not None and worth_probing(view)]
-    parts: list[Part] = []
-    if bound is not None:
-        parts = [Part(number, *probed(segments[number], query, nprobe, bound)) for number in lists]
-    scanned = [number for number in segments if number not in lists]
-    reached = sum(len(part.rows) for part in parts) + sum(len(segments[number]) for number in scanned)
-    if reached < min(enough, sum(map(len, segments.values()))):
-        parts, scanned = [], list(segments)
-    for number in sorted(scanned, key=lambda number: -len(segments[number])):  # what all centroids are needed for first
-        view = segments[number]
-        if isinstance(view.payload, Residuals):
-            scores = view.payload.approximate(query, view.chosen, bound)
-        else:
-            scores = view.payload.approximate(query, view.chosen)
-        parts.append(Part(number, view.rows(), scores))
-    return sorted(parts, key=lambda part: part.segment)
 
 
 def _rescored(segments: Sequence[SegmentView], parts: Sequence[Part], query: PreparedQuery, k: int) -> Iterator[Part]:

@@ -31,7 +31,7 @@ from lateinteraction.adapters.index.options import (
     SearchOptions,
 )
 from lateinteraction.adapters.index.payloads import Payload, PreparedQuery, Residuals
-from lateinteraction.adapters.index.probing import bound_of, probed, worth_probing
+from lateinteraction.adapters.index.probing import approximated, tokens_of
 from lateinteraction.adapters.index.views import SegmentView
 from lateinteraction.adapters.neural.transfer import to_host
 
@@ -68,7 +68,7 @@ def by_retrieved_tokens(
     segments: Sequence[SegmentView], query: PreparedQuery, k: int, options: SearchOptions
 ) -> list[Part]:
     """Scored documents of all segments, the k best among them; none for a query without tokens."""
-    tokens = sum(map(_tokens, segments))
+    tokens = sum(map(tokens_of, segments))
     if not len(query) or not tokens:
         return []
     wanted = options.retrieved_of(tokens)
@@ -90,16 +90,10 @@ def by_retrieved_tokens(
         _by_centroids(segments[number], payload, query, LOOKED_AT * wanted) for number, payload in rough.items()
     ]
     bound = np.minimum(least, _least_retrieved(centroids, LOOKED_AT * wanted))
-    bound = bound_of([segments[number] for number in rough], query, options.nprobe(), bound)
-    assert bound is not None
-    near = [_by_codes(number, segments[number], payload, query, bound, options) for number, payload in rough.items()]
+    near = approximated(
+        {number: segments[number] for number in rough}, query, options.enough(k, shortlist), options.nprobe(), bound
+    )
     return scored + _again(segments, cut(near, shortlist), query, least, k if options.rescore else None)
-
-
-def _tokens(view: SegmentView) -> int:
-    """Of all documents that may be returned."""
-    lengths = view.payload.lengths
-    return int((lengths if view.chosen is None else lengths[view.chosen]).sum())
 
 
 def _rough(segments: Sequence[SegmentView], shortlist: int | None) -> dict[int, Residuals]:
@@ -128,7 +122,7 @@ def _compare(
 def _sampled(view: SegmentView, query: PreparedQuery, wanted: int) -> _Similar:
     """Similarities to the nearest of some tokens, and for how many each stands: `wanted` of them, or all."""
     tokens = view.sample
-    share = _tokens(view) / max(1, len(tokens))
+    share = tokens_of(view) / max(1, len(tokens))
     table = kernels.centroid_scores(query.tokens.values, tokens).mT
     nearest = table.topk(min(len(tokens), math.ceil(wanted / max(1.0, share))), dim=1, sorted=False).values
     return _Similar(to_host(nearest), np.full(nearest.shape, share))
@@ -150,15 +144,6 @@ def _least_retrieved(similar: Sequence[_Similar], wanted: int) -> Scores:
     reached = np.cumsum(tokens, axis=1)
     last = (reached < np.minimum(wanted, reached[:, -1:])).sum(axis=1)
     return np.take_along_axis(values, order, axis=1)[np.arange(len(values)), last]
-
-
-def _by_codes(
-    number: int, view: SegmentView, payload: Residuals, query: PreparedQuery, bound: Scores, options: SearchOptions
-) -> Part:
-    """Scores by centroids, as rough as they are cheap, of documents that may be worth a closer look."""
-    if worth_probing(view):
-        return Part(number, *probed(view, query, options.nprobe(), bound))
-    return Part(number, view.rows(), payload.approximate(query, view.chosen, bound))
 
 
 def _again(
