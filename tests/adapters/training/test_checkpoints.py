@@ -173,6 +173,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint_and_in_nobodys_way(tmp_path:
     assert folder.steps() == []
     folder.write(state_of(*trained()))
     assert folder.steps() == [2]
+    assert [each.name for each in tmp_path.iterdir()] == ["step-00000002"]
 
 
 def test_weights_of_another_model_are_refused() -> None:

@@ -106,7 +106,7 @@ class CheckpointFolder:
         target = self.at(state.step)
         shared = self.path / f".ranks-{state.step:08d}"
         if ranks.rank == 0:
-            shutil.rmtree(shared, ignore_errors=True)
+            self._clear()
             shared.mkdir(parents=True)
         ranks.wait()
         _write(shared / _rank_file(ranks.rank), state.random)
@@ -155,6 +155,12 @@ class CheckpointFolder:
             averages=averages,
             random=random,
         )
+
+    def _clear(self) -> None:
+        """Take away what writers that were killed have left; a folder is one run's, which writes one at a time."""
+        for pattern in (".step-*", ".ranks-*"):
+            for each in self.path.glob(pattern):
+                shutil.rmtree(each, ignore_errors=True)
 
     def _forget(self, kept: set[int]) -> None:
         for step in self.steps():

@@ -76,15 +76,16 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
         (gradient,) = gradients
         wide = gradient.contiguous() if gradient.dtype == torch.float64 else gradient.float().contiguous()
-        distributed.all_reduce(wide)
-        return wide[distributed.get_rank()].type(gradient.dtype)
+        own = wide.new_empty(wide.shape[1:])
+        distributed.reduce_scatter_tensor(own, wide.flatten(0, 1))
+        return own.type(gradient.dtype)
 
 
 def _all_of(tensor: Tensor) -> Tensor:
     """(W, …) of a tensor that has one shape everywhere."""
-    parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, tensor.contiguous())
-    return torch.stack(parts)
+    everywhere = tensor.new_empty((distributed.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
+    distributed.all_gather_into_tensor(everywhere, tensor.contiguous())
+    return everywhere.unflatten(0, (-1, tensor.shape[0]))
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:

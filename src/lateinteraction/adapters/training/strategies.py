@@ -16,7 +16,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from lateinteraction.adapters.encoding.learning import Sheet, sheet_of
-from lateinteraction.adapters.neural.transfer import to_device
+from lateinteraction.adapters.neural.transfer import queued_to_device
 from lateinteraction.adapters.training.batches import MicroBatch, Rectangles
 from lateinteraction.domain.embeddings import TokenEmbeddings
 
@@ -134,7 +134,7 @@ def _assembled(rows: Tensor, batch: MicroBatch) -> tuple[Embeddings, Embeddings]
 
 
 def _in_order(rows: Tensor, rectangles: Rectangles) -> Embeddings:
-    return TokenEmbeddings(rows.index_select(0, to_device(rectangles.order, rows.device)), rectangles.offsets)
+    return TokenEmbeddings(rows.index_select(0, queued_to_device(rectangles.order, rows.device)), rectangles.offsets)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:
