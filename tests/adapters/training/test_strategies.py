@@ -5,10 +5,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from lateinteraction.adapters.encoding.learning import Sheet
 from lateinteraction.adapters.neural.losses import (
     Contrastive,
     Distillation,
@@ -21,8 +25,10 @@ from lateinteraction.adapters.neural.losses import (
     Xtr,
     learned_of,
 )
+from lateinteraction.adapters.training.batches import MicroBatch
 from lateinteraction.adapters.training.module import TrainedModule
 from lateinteraction.adapters.training.strategies import Embeddings, Outcome, Setting, cached, direct
+from lateinteraction.domain.embeddings import offsets_of
 from lateinteraction.domain.recipe import TokenPooling
 from lateinteraction.domain.training import Targets
 from tests.adapters.training.stubs import StubNetwork, micro_batch
@@ -48,7 +54,8 @@ def gradients(
     strategy: object, loss: Objective, budget: int, **settings: object
 ) -> tuple[dict[str, Tensor], Outcome, Tensor]:
     """Gradients of all parameters, what came of it, and where random numbers stand afterwards."""
-    module = TrainedModule(StubNetwork(dtype=settings.pop("dtype", torch.float64)), learned_of(loss))
+    network = settings.pop("network", StubNetwork)
+    module = TrainedModule(network(dtype=settings.pop("dtype", torch.float64)), learned_of(loss))
     batch = BATCH(budget=budget)
 
     def objective(queries: Embeddings, documents: Embeddings) -> Tensor:
@@ -184,3 +191,58 @@ def test_what_is_given_back_has_no_graph() -> None:
         assert not outcome.loss.requires_grad
         assert not outcome.queries.tokens.requires_grad
         assert not outcome.documents.tokens.requires_grad
+
+
+class Checkpointed(StubNetwork):
+    """Keeps nothing of a rectangle, and makes it again for the backward pass."""
+
+    def rows(self, sheet: Sheet) -> Tensor:
+        words = self.words.weight  # checkpoints want a tensor that needs a gradient
+        return checkpoint(lambda _: StubNetwork.rows(self, sheet), words, use_reentrant=False)
+
+
+@pytest.mark.parametrize("strategy", [direct, cached])
+def test_a_network_that_computes_again_by_itself_has_the_same_gradients(strategy: object) -> None:
+    plain, _, stands = gradients(direct, Contrastive(), SOME)
+    again, _, stood = gradients(strategy, Contrastive(), SOME, network=Checkpointed)
+    assert torch.equal(stands, stood)
+    for parameter, gradient in plain.items():
+        torch.testing.assert_close(again[parameter], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", [direct, cached])
+def test_rectangles_that_only_keep_step_with_others_change_nothing(strategy: object) -> None:
+    plain, _, _ = gradients(direct, LOSSES["learned"](), SOME)
+    more, _, _ = gradients(strategy, LOSSES["learned"](), SOME, passes=lambda count: count + 3)
+    for parameter, gradient in plain.items():
+        torch.testing.assert_close(more[parameter], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("budget", [EACH, ALL])
+@pytest.mark.parametrize("strategy", [direct, cached])
+def test_a_negative_without_tokens_is_as_if_it_were_not_there(strategy: object, budget: int) -> None:
+    def found(batch: MicroBatch) -> dict[str, Tensor]:
+        module = TrainedModule(StubNetwork(dropout=0.0))
+        setting = Setting(module=module, device=torch.device("cpu"))
+        strategy(setting, batch, lambda q, d: Contrastive()(q, d, Targets(batch.groups)))
+        return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+    whole = BATCH(budget=budget)
+    offsets = np.insert(whole.documents.offsets, 2, whole.documents.offsets[1])  # after the first of two negatives
+    with_empty = evolve(whole, documents=evolve(whole.documents, offsets=offsets), groups=offsets_of([3, 3, 2, 2]))
+    plain, more = found(whole), found(with_empty)
+    for parameter, gradient in plain.items():
+        torch.testing.assert_close(more[parameter], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", [direct, cached])
+def test_precision_of_whoever_calls_does_not_lose_gradients_between_the_passes(strategy: object) -> None:
+    # The outer block keeps narrow copies of the weights; one made without a graph must not serve the second pass.
+    def mixed() -> object:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    plain, _, _ = gradients(direct, Contrastive(), SOME, dtype=torch.float32, autocast=mixed)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside, _, _ = gradients(strategy, Contrastive(), SOME, dtype=torch.float32, autocast=mixed)
+    for parameter, gradient in plain.items():
+        assert float(inside[parameter].norm() / gradient.norm()) == pytest.approx(1, abs=0.05)
