@@ -17,6 +17,7 @@
     ├── MissingExtra           (ImportError)   an optional package that is not installed
     ├── OutOfMemory            (MemoryError)   one text alone is too much for the device
     ├── WorkerFailed           (RuntimeError)  a worker process that ended or did not answer
+    ├── TrainingFailed         (RuntimeError)  a loss or gradient that is not finite
     ├── UnreadableFile         (OSError)       a file that cannot be read as what it should be
     ├── CorruptIndex           (OSError)       a file of an index that is damaged or missing
     ├── StorageFailed          (OSError)       a write that the system refused: disk full, input or output error

@@ -89,6 +89,13 @@ def test_the_same_configuration_is_the_same_run(make_learner: MakeLearner) -> No
     )
 
 
+def test_random_numbers_of_whoever_trains_are_left_alone(make_learner: MakeLearner) -> None:
+    learner = make_learner()
+    before = torch.get_rng_state()
+    trainer().fit(learner, LOSS, SOURCES)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("change", [{"workers": 2}, {"log_every": 5}])
 def test_what_only_changes_how_a_run_goes_changes_no_weight(make_learner: MakeLearner, change: dict[str, Any]) -> None:
     assert_equal(weights_after(make_learner, trainer()), weights_after(make_learner, trainer(**change)))

@@ -220,6 +220,13 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return state | {"device": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
+def seeded_state(seed: int, device: torch.device) -> dict[str, Tensor]:
+    """Where random numbers stand that start from a seed."""
+    state = {"cpu": torch.Generator().manual_seed(seed).get_state()}
+    on_device = {"device": torch.Generator(device).manual_seed(seed).get_state()} if device.type == "cuda" else {}
+    return state | on_device
+
+
 def set_random_state(state: Tensors, device: torch.device) -> None:
     """Go on from there."""
     torch.set_rng_state(state["cpu"])

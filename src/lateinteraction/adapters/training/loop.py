@@ -32,6 +32,7 @@ from lateinteraction.adapters.training.checkpoints import (
     load_weights,
     moments_of,
     random_state,
+    seeded_state,
     set_random_state,
     weights_of,
 )
@@ -187,7 +188,14 @@ class _Run:
         self.folder = None if path is None else CheckpointFolder(path, self.options.keep)
 
     def go(self) -> TrainingReport:
-        torch.manual_seed(self.options.seed * self.processes.world + self.processes.rank)
+        device = self.processes.device
+        # Dropout draws from torch's own generators, which are put back as they were found.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return self._run()
+
+    def _run(self) -> TrainingReport:
+        seed = self.options.seed * self.processes.world + self.processes.rank
+        set_random_state(seeded_state(seed, self.processes.device), self.processes.device)
         self._resume()
         self.processes.start_trackers("lateinteraction", {"fingerprint": self.fingerprint})
         steps = range(self.progress.step, len(self.plan))
@@ -268,12 +276,12 @@ class _Run:
     def _check_finite(self, step: int, batches: list[MicroBatch], outcomes: list[Outcome], norm: float) -> None:
         """Raise on all processes where one has what is not finite. With float16, gradients may be for a while."""
         mine = [
-            f"rank {self.processes.rank}: loss {float(outcome.loss)} of rows {batch.rows.tolist()} of {batch.source!r}"
+            f"rank {self.processes.rank}: loss {float(outcome.loss)} of rows {_listed(batch)} of {batch.source!r}"
             for batch, outcome in zip(batches, outcomes, strict=True)
             if not math.isfinite(float(outcome.loss))
         ]
         if not mine and not math.isfinite(norm) and not self.scaler.is_enabled():
-            rows = [batch.rows.tolist() for batch in batches]
+            rows = ", ".join(map(_listed, batches))
             mine = [f"rank {self.processes.rank}: a gradient of norm {norm} after rows {rows} of {batches[0].source!r}"]
         counts = self.processes.sum(torch.tensor([float(len(mine))], device=self.processes.device))
         if float(counts) > 0:
@@ -437,3 +445,8 @@ def _measured(outcome: Outcome, batch: MicroBatch) -> tuple[float, float]:
         return 1.0, 0.0
     best = rest.amax(dim=1)
     return float((own > best).double().mean()), float((own - best).double().mean())
+
+
+def _listed(batch: MicroBatch) -> str:
+    """Its rows, for messages."""
+    return str([int(row) for row in batch.rows])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -17,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from lateinteraction.adapters.neural.transfer import to_device
 from lateinteraction.adapters.training.checkpoints import Ranks
 from lateinteraction.adapters.training.module import TrainedModule
 from lateinteraction.adapters.training.options import Precision, Sharding
@@ -64,7 +66,8 @@ class Processes:
 
         What a loss learns is whole in any case; `complete_gradients` is for that.
         """
-        module.to(self.device)
+        for tensor in chain(module.parameters(), module.buffers()):
+            tensor.data = to_device(tensor.data, self.device)
         if sharding == "sharded" and self.world > 1:
             mesh = distributed.device_mesh.init_device_mesh(self.device.type, (self.world,))
             for layer in layers:
