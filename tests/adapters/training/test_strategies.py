@@ -246,3 +246,21 @@ def test_precision_of_whoever_calls_does_not_lose_gradients_between_the_passes(s
         inside, _, _ = gradients(strategy, Contrastive(), SOME, dtype=torch.float32, autocast=mixed)
     for parameter, gradient in plain.items():
         assert float(inside[parameter].norm() / gradient.norm()) == pytest.approx(1, abs=0.05)
+
+
+class Noisy:
+    """A loss that draws random numbers itself."""
+
+    learned, settings = (), {"loss": "noisy"}
+
+    def __call__(self, queries: Embeddings, documents: Embeddings, targets: Targets[Tensor]) -> Tensor:
+        return Contrastive()(queries, documents, targets) * (1 + torch.rand((), dtype=torch.float64))
+
+
+def test_what_a_loss_draws_is_drawn_once() -> None:
+    plain, one, stands = gradients(direct, Noisy(), SOME)
+    twice, other, stood = gradients(cached, Noisy(), SOME)
+    assert float(one.loss) == float(other.loss)
+    assert torch.equal(stands, stood)
+    for parameter, gradient in plain.items():
+        torch.testing.assert_close(twice[parameter], gradient, rtol=1e-10, atol=1e-12)
