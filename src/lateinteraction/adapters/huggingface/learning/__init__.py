@@ -1,0 +1,1 @@
+"""Parts of training that a learner can do without: frozen layers run apart, and low-rank adapters kept apart."""
