@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.text import Document
+from lateinteraction.domain.training import TrainingExample
 from lateinteraction.testing import (
     HashEncoder,
     ListCandidateSource,
+    ListedExamples,
     ListIndex,
     RecordingTrainer,
     ReferenceLoss,
@@ -23,6 +25,7 @@ from lateinteraction.testing.contracts import (
     DocumentStoreContract,
     EmbeddingStoreContract,
     ExactIndexContract,
+    ExampleSourceContract,
     LossContract,
     MaxSimContract,
     TracingEncoderContract,
@@ -102,8 +105,13 @@ class TestRecordingTrainer(TrainerContract[Floats]):
     def make_trainer(self) -> RecordingTrainer:
         return RecordingTrainer(batch=2)
 
-    def make_encoder(self) -> HashEncoder:
+    def make_model(self) -> HashEncoder:
         return HashEncoder()
 
     def make_loss(self) -> ReferenceLoss:
         return ReferenceLoss()
+
+
+class TestListedExamples(ExampleSourceContract):
+    def make_source(self, examples: Sequence[TrainingExample]) -> ListedExamples:
+        return ListedExamples("listed", examples)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lateinteraction.adapters.flat import FlatIndex
@@ -16,22 +13,14 @@ from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.text import Document
 from lateinteraction.testing.contracts import (
     CandidateSourceContract,
-    Conversions,
     DocumentStoreContract,
     EmbeddingStoreContract,
     ExactIndexContract,
     IndexContract,
 )
+from tests.contracts.torch_arrays import Tensors
 
 ALL_IN_THE_GRAPH = GraphOptions(exact_below=0)
-
-
-class Tensors(Conversions[Tensor]):
-    def tensor(self, array: NDArray[np.floating]) -> Tensor:
-        return torch.tensor(array)
-
-    def array(self, tensor: Tensor) -> NDArray[np.floating]:
-        return tensor.numpy()
 
 
 class TestHnswIndex(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lateinteraction.adapters.neural.losses import (
@@ -20,52 +17,45 @@ from lateinteraction.adapters.neural.losses import (
 from lateinteraction.domain.recipe import TokenPooling
 from lateinteraction.domain.reference import Softening
 from lateinteraction.testing.contracts import LossContract
+from tests.contracts.torch_arrays import Tensors
 
 
-class Tensors(LossContract[Tensor]):
-    def tensor(self, array: NDArray[np.floating]) -> Tensor:
-        return torch.tensor(array)
-
-    def array(self, tensor: Tensor) -> NDArray[np.floating]:
-        return tensor.detach().numpy()
-
-
-class TestContrastive(Tensors):
+class TestContrastive(Tensors, LossContract[Tensor]):
     def make_loss(self) -> Objective:
         return Contrastive()
 
 
-class TestContrastiveBothWaysByMeans(Tensors):
+class TestContrastiveBothWaysByMeans(Tensors, LossContract[Tensor]):
     def make_loss(self) -> Objective:
         return Contrastive(symmetric=True, interaction=MaxSim(mean=True))
 
 
-class TestDistillation(Tensors):
+class TestDistillation(Tensors, LossContract[Tensor]):
     needs_teacher = True
 
     def make_loss(self) -> Objective:
         return Distillation(student=Softening(temperature=0.25), teacher=Softening(temperature=0.25))
 
 
-class TestMarginMse(Tensors):
+class TestMarginMse(Tensors, LossContract[Tensor]):
     needs_teacher = True
 
     def make_loss(self) -> Objective:
         return MarginMse()
 
 
-class TestWeighted(Tensors):
+class TestWeighted(Tensors, LossContract[Tensor]):
     needs_teacher = True
 
     def make_loss(self) -> Objective:
         return Weighted([(1, Distillation()), (0.5, Contrastive(own_negatives=False))])
 
 
-class TestMatryoshka(Tensors):
+class TestMatryoshka(Tensors, LossContract[Tensor]):
     def make_loss(self) -> Objective:
         return Matryoshka(Contrastive(), (1,))
 
 
-class TestPooled(Tensors):
+class TestPooled(Tensors, LossContract[Tensor]):
     def make_loss(self) -> Objective:
         return Pooled(Contrastive(), TokenPooling(factor=1))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lateinteraction.adapters.index.index import StoredIndex
@@ -14,7 +11,6 @@ from lateinteraction.adapters.index.settings import Codec, IndexOptions, IndexSe
 from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.text import Document
 from lateinteraction.testing.contracts import (
-    Conversions,
     DocumentStoreContract,
     EmbeddingStoreContract,
     ExactIndexContract,
@@ -22,14 +18,7 @@ from lateinteraction.testing.contracts import (
 )
 from lateinteraction.testing.storage import MemoryStorage
 from lateinteraction.wiring.indexes import WatchedIndex
-
-
-class Tensors(Conversions[Tensor]):
-    def tensor(self, array: NDArray[np.floating]) -> Tensor:
-        return torch.tensor(array)
-
-    def array(self, tensor: Tensor) -> NDArray[np.floating]:
-        return tensor.numpy()
+from tests.contracts.torch_arrays import Tensors
 
 
 def stored(codec: Codec, keep: Keep = "nothing", tier: Tier = "auto") -> StoredIndex:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lateinteraction.adapters.flat import FlatIndex
@@ -14,20 +11,12 @@ from lateinteraction.adapters.neural.scorer import MaxSimScorer
 from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.text import Document
 from lateinteraction.testing.contracts import (
-    Conversions,
     DocumentStoreContract,
     EmbeddingStoreContract,
     ExactIndexContract,
     MaxSimContract,
 )
-
-
-class Tensors(Conversions[Tensor]):
-    def tensor(self, array: NDArray[np.floating]) -> Tensor:
-        return torch.tensor(array)
-
-    def array(self, tensor: Tensor) -> NDArray[np.floating]:
-        return tensor.numpy()
+from tests.contracts.torch_arrays import Tensors
 
 
 class TestMaxSimScorer(Tensors, MaxSimContract[Tensor]):

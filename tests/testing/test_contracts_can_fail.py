@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from lateinteraction.domain.training import Targets, TrainingExample, TrainingRe
 from lateinteraction.testing import (
     HashEncoder,
     ListCandidateSource,
+    ListedExamples,
     ListIndex,
     RecordingTrainer,
     ReferenceLoss,
@@ -25,6 +26,7 @@ from lateinteraction.testing.contracts import (
     CandidateSourceContract,
     DocumentStoreContract,
     EmbeddingStoreContract,
+    ExampleSourceContract,
     LossContract,
     TrainerContract,
     checks_of,
@@ -165,16 +167,16 @@ class Encoder:
         return HashEncoder().encode_documents([] if self.broken else documents)
 
 
-def trainer(fit: Callable[[Encoder, Any, Iterable[TrainingExample], Any], TrainingReport]) -> object:
+def trainer(fit: Callable[[Encoder, Any, list[ListedExamples], Any], TrainingReport]) -> object:
     class Trainer:
-        def fit(self, encoder: Any, loss: Any, examples: Any, watch: Any = None) -> TrainingReport:
-            return fit(encoder, loss, examples, watch)
+        def fit(self, model: Any, loss: Any, sources: Any, watch: Any = None) -> TrainingReport:
+            return fit(model, loss, sources, watch)
 
     class Suite(TrainerContract[Any]):
         def make_trainer(self) -> Any:
             return Trainer()
 
-        def make_encoder(self) -> Any:
+        def make_model(self) -> Any:
             return Encoder()
 
         def make_loss(self) -> Any:
@@ -183,39 +185,87 @@ def trainer(fit: Callable[[Encoder, Any, Iterable[TrainingExample], Any], Traini
     return Suite()
 
 
-def fits(encoder: Encoder, loss: Any, examples: Any, watch: Any) -> TrainingReport:
-    return RecordingTrainer(batch=2).fit(encoder, loss, examples, watch)
+def fits(encoder: Encoder, loss: Any, sources: Any, watch: Any) -> TrainingReport:
+    return RecordingTrainer(batch=2).fit(encoder, loss, sources, watch)
 
 
-def drops_the_last_batch(encoder: Encoder, loss: Any, examples: Any, watch: Any) -> TrainingReport:
-    whole = list(examples)
-    return fits(encoder, loss, whole[: len(whole) // 2 * 2], watch)
+def drops_the_last_batch(encoder: Encoder, loss: Any, sources: Any, watch: Any) -> TrainingReport:
+    examples = [source.example(row) for source in sources for row in range(len(source))]
+    return fits(encoder, loss, [ListedExamples("whole", examples[: len(examples) // 2 * 2])], watch)
 
 
-def counts_before_it_starts(encoder: Encoder, loss: Any, examples: Any, watch: Any) -> TrainingReport:
-    assert len(examples)
-    return fits(encoder, loss, examples, watch)
+def stops_after_one_source(encoder: Encoder, loss: Any, sources: Any, watch: Any) -> TrainingReport:
+    return fits(encoder, loss, sources[:1], watch)
 
 
-def keeps_no_losses(encoder: Encoder, loss: Any, examples: Any, watch: Any) -> TrainingReport:
-    return evolve(fits(encoder, loss, examples, watch), losses=())
+def keeps_no_losses(encoder: Encoder, loss: Any, sources: Any, watch: Any) -> TrainingReport:
+    return evolve(fits(encoder, loss, sources, watch), losses=())
 
 
-def diverges(encoder: Encoder, loss: Any, examples: Any, watch: Any) -> TrainingReport:
-    return evolve(fits(encoder, loss, examples, watch), losses=[float("nan")])
+def diverges(encoder: Encoder, loss: Any, sources: Any, watch: Any) -> TrainingReport:
+    return evolve(fits(encoder, loss, sources, watch), losses=[float("nan")])
 
 
-def never_watches(encoder: Encoder, loss: Any, examples: Any, watch: Any) -> TrainingReport:
-    return fits(encoder, loss, examples, None)
+def never_watches(encoder: Encoder, loss: Any, sources: Any, watch: Any) -> TrainingReport:
+    return fits(encoder, loss, sources, None)
 
 
-def leaves_the_encoder_broken(encoder: Encoder, loss: Any, examples: Any, watch: Any) -> TrainingReport:
-    report = fits(encoder, loss, examples, watch)
+def leaves_the_encoder_broken(encoder: Encoder, loss: Any, sources: Any, watch: Any) -> TrainingReport:
+    report = fits(encoder, loss, sources, watch)
     encoder.broken = True
     return report
 
 
-SOUND = [store(), source(ListCandidateSource.nearest), loss(ReferenceLoss()), trainer(fits)]
+class Rows:
+    """A source that a fault is put into."""
+
+    name = "rows"
+
+    def __init__(self, examples: Sequence[TrainingExample]) -> None:
+        self.listed = ListedExamples("rows", examples)
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def example(self, row: int) -> TrainingExample:
+        return self.listed.example(row)
+
+    def positives(self) -> Any:
+        return self.listed.positives()
+
+    def lengths(self) -> Any:
+        return self.listed.lengths()
+
+
+def examples(make: Callable[[Sequence[TrainingExample]], Any]) -> object:
+    class Suite(ExampleSourceContract):
+        def make_source(self, examples: Sequence[TrainingExample]) -> Any:
+            return make(examples)
+
+    return Suite()
+
+
+class LastRowTwice(Rows):
+    def example(self, row: int) -> TrainingExample:
+        return self.listed.example(min(row + 1, len(self) - 1))
+
+
+class KeysByRow(Rows):
+    def positives(self) -> Any:
+        return np.arange(len(self))
+
+
+class OneKey(Rows):
+    def positives(self) -> Any:
+        return np.zeros(len(self), np.int64)
+
+
+class LengthsAsFloats(Rows):
+    def lengths(self) -> Any:
+        return self.listed.lengths().astype(float)
+
+
+SOUND = [store(), source(ListCandidateSource.nearest), loss(ReferenceLoss()), trainer(fits), examples(Rows)]
 
 FAULTS: dict[str, tuple[object, list[str]]] = {
     "sorts what it fetches": (
@@ -263,12 +313,22 @@ FAULTS: dict[str, tuple[object, list[str]]] = {
         ["an_empty_negative_leaves_the_loss_finite", "an_empty_positive_is_refused"],
     ),
     "passes over empty positives": (loss(passes_over_empty_positives), ["an_empty_positive_is_refused"]),
-    "drops the last batch": (trainer(drops_the_last_batch), ["every_example_is_seen", "examples_may_come_as_a_stream"]),
-    "counts before it starts": (trainer(counts_before_it_starts), ["examples_may_come_as_a_stream"]),
+    "drops the last batch": (
+        trainer(drops_the_last_batch),
+        ["every_example_is_seen", "examples_of_all_sources_are_seen"],
+    ),
+    "stops after one source": (trainer(stops_after_one_source), ["examples_of_all_sources_are_seen"]),
     "keeps no losses": (trainer(keeps_no_losses), ["losses_are_reported_and_finite"]),
     "diverges": (trainer(diverges), ["losses_are_reported_and_finite"]),
     "never watches": (trainer(never_watches), ["the_watch_is_given_an_encoder_that_encodes"]),
-    "leaves the encoder broken": (trainer(leaves_the_encoder_broken), ["the_encoder_still_encodes_afterwards"]),
+    "leaves the encoder broken": (trainer(leaves_the_encoder_broken), ["the_model_still_encodes_afterwards"]),
+    "the last row twice": (
+        examples(LastRowTwice),
+        ["rows_are_what_was_given_however_often_they_are_asked_for", "a_plan_is_told_a_key_and_a_length_for_each_row"],
+    ),
+    "keys by row": (examples(KeysByRow), ["a_plan_is_told_a_key_and_a_length_for_each_row"]),
+    "one key": (examples(OneKey), ["a_plan_is_told_a_key_and_a_length_for_each_row"]),
+    "lengths as floats": (examples(LengthsAsFloats), ["a_plan_is_told_a_key_and_a_length_for_each_row"]),
 }
 
 

@@ -25,6 +25,7 @@ from lateinteraction.domain.training import TrainingExample
 from lateinteraction.testing import (
     HashEncoder,
     ListCandidateSource,
+    ListedExamples,
     ListIndex,
     RecordingProgress,
     RecordingTrainer,
@@ -185,17 +186,18 @@ def test_among_equal_tokens_the_first_is_proposed_first() -> None:
     assert hits.documents_of(0) == ["b", "a"]
 
 
-def examples_of(*teachers: tuple[float, ...] | None) -> list[TrainingExample]:
+def examples_of(*teachers: tuple[float, ...] | None) -> ListedExamples:
     documents = documents_of("the answer", "something else")
-    return [TrainingExample(Query(f"question {row}"), documents, teacher) for row, teacher in enumerate(teachers)]
+    examples = [TrainingExample(Query(f"question {row}"), documents, teacher) for row, teacher in enumerate(teachers)]
+    return ListedExamples("questions", examples)
 
 
 def test_a_trainer_records_what_it_was_given() -> None:
     trainer = RecordingTrainer(batch=2, watch_every=2)
     report = Report(["MRR@10"], ["q"], [[0.5]])
     examples = examples_of(*[None] * 5)
-    done = trainer.fit(HashEncoder(), ReferenceLoss(), examples, lambda _: report)
-    assert trainer.examples == examples
+    done = trainer.fit(HashEncoder(), ReferenceLoss(), [examples], lambda _: report)
+    assert trainer.examples == [examples.example(row) for row in range(5)]
     assert trainer.reports == [report]
     assert (done.steps, done.examples, len(done.losses)) == (3, 5, 3)
 
@@ -207,7 +209,8 @@ def test_a_trainer_hands_on_teachers_where_all_have_one() -> None:
         seen.append(targets.teacher)
         return ReferenceLoss()(queries, documents, targets)
 
-    RecordingTrainer(batch=2).fit(HashEncoder(), loss, examples_of((1.0, 0.0), (0.5, 0.25), (1.0, 0.0), None))
+    examples = examples_of((1.0, 0.0), (0.5, 0.25), (1.0, 0.0), None)
+    RecordingTrainer(batch=2).fit(HashEncoder(), loss, [examples])
     assert seen[0].tolist() == [1.0, 0.0, 0.5, 0.25]
     assert seen[1] is None
 

@@ -5,7 +5,7 @@ Each docstring is the contract; `lateinteraction.testing.contracts` holds the su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from lateinteraction.domain.text import Document, DocumentId, Query
 from lateinteraction.domain.training import Targets, TrainingExample, TrainingReport
 
 M = TypeVar("M", contravariant=True)
+L = TypeVar("L", contravariant=True)
 OnDuplicate = Literal["error", "skip", "replace"]
 
 
@@ -210,13 +211,13 @@ class Loss(Protocol[A]):
     def __call__(self, queries: TokenEmbeddings[A], documents: TokenEmbeddings[A], targets: Targets[A]) -> A: ...
 
 
-class Trainer(Protocol[A]):
-    """Fits an encoder. `watch` is called now and then with the encoder as it is."""
+class Trainer(Protocol[M, L, A]):
+    """Fits models of one kind by losses of one kind. `watch` is called now and then with an encoder of the model."""
 
     def fit(
         self,
-        encoder: Encoder[A],
-        loss: Loss[A],
-        examples: Iterable[TrainingExample],
+        model: M,
+        loss: L,
+        sources: Sequence[ExampleSource],
         watch: Callable[[Encoder[A]], Report] | None = None,
     ) -> TrainingReport: ...

@@ -14,11 +14,13 @@ from lateinteraction.testing.fakes import (
     ReferenceLoss,
     ReferenceScorer,
 )
+from lateinteraction.testing.sources import ListedExamples
 
 __all__ = [
     "HashEncoder",
     "ListCandidateSource",
     "ListIndex",
+    "ListedExamples",
     "RecordingProgress",
     "RecordingTrainer",
     "ReferenceLoss",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias, final, get_args
@@ -28,7 +28,7 @@ from lateinteraction.domain.errors import (
 )
 from lateinteraction.domain.evaluation import Report
 from lateinteraction.domain.filters import Filter, matches
-from lateinteraction.domain.ports import AddReport, Encoder, Loss, OnDuplicate
+from lateinteraction.domain.ports import AddReport, Encoder, ExampleSource, Loss, OnDuplicate
 from lateinteraction.domain.ranking import Ranking, check_cutoff
 from lateinteraction.domain.recipe import EncodingRecipe
 from lateinteraction.domain.reference.losses import contrastive
@@ -422,19 +422,20 @@ class RecordingTrainer:
 
     def fit(
         self,
-        encoder: Encoder[Floats],
+        model: Encoder[Floats],
         loss: Loss[Floats],
-        examples: Iterable[TrainingExample],
+        sources: Sequence[ExampleSource],
         watch: Callable[[Encoder[Floats]], Report] | None = None,
     ) -> TrainingReport:
-        """Go through the examples once, in their order."""
-        stream, seen, losses = iter(examples), 0, list[float]()
+        """Go through the sources once, in their order and that of their rows."""
+        stream = (source.example(row) for source in sources for row in range(len(source)))
+        seen, losses = 0, list[float]()
         while step := list(islice(stream, self.batch)):
-            losses.append(_loss_of(encoder, loss, step))
+            losses.append(_loss_of(model, loss, step))
             seen += len(step)
             self.examples += step
             if watch is not None and len(losses) % self.watch_every == 0:
-                self.reports.append(watch(encoder))
+                self.reports.append(watch(model))
         return TrainingReport(steps=len(losses), examples=seen, losses=losses)
 
 
@@ -475,5 +476,5 @@ if TYPE_CHECKING:
     _documents: type[DocumentStore] = ListIndex
     _candidates: type[CandidateSource[Floats]] = ListCandidateSource
     _loss: type[Loss[Floats]] = ReferenceLoss
-    _trainer: type[Trainer[Floats]] = RecordingTrainer
+    _trainer: type[Trainer[Encoder[Floats], Loss[Floats], Floats]] = RecordingTrainer
     _progress: type[Progress] = RecordingProgress

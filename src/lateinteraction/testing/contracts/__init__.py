@@ -23,12 +23,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 # Before they are imported: failures then show the values compared, as they do in a test file.
-pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.{suite}"
-        for suite in ("encoder", "exact_index", "history", "index", "learning", "scorer", "storage", "stores")
-    )
-)
+_SUITES = ("encoder", "exact_index", "history", "index", "learning", "scorer", "sources", "storage", "stores")
+pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in _SUITES))
 
 from lateinteraction.testing.contracts.checks import Conversions, checks_of  # noqa: E402
 from lateinteraction.testing.contracts.encoder import EncoderContract, TracingEncoderContract  # noqa: E402
@@ -36,6 +32,7 @@ from lateinteraction.testing.contracts.exact_index import ExactIndexContract  # 
 from lateinteraction.testing.contracts.index import IndexContract  # noqa: E402
 from lateinteraction.testing.contracts.learning import LossContract, TrainerContract  # noqa: E402
 from lateinteraction.testing.contracts.scorer import MaxSimContract, ScorerContract  # noqa: E402
+from lateinteraction.testing.contracts.sources import ExampleSourceContract  # noqa: E402
 from lateinteraction.testing.contracts.storage import StorageContract  # noqa: E402
 from lateinteraction.testing.contracts.stores import (  # noqa: E402
     CandidateSourceContract,
@@ -50,6 +47,7 @@ __all__ = [
     "EmbeddingStoreContract",
     "EncoderContract",
     "ExactIndexContract",
+    "ExampleSourceContract",
     "IndexContract",
     "LossContract",
     "MaxSimContract",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from lateinteraction.domain.embeddings import A, TokenEmbeddings, offsets_of
+from lateinteraction.domain.embeddings import A, offsets_of
 from lateinteraction.domain.errors import InvalidExample
 from lateinteraction.domain.evaluation import Report
 from lateinteraction.domain.ports import Encoder, Loss, Trainer
@@ -18,6 +18,7 @@ from lateinteraction.domain.text import Document, DocumentId, Query, QueryId
 from lateinteraction.domain.training import Targets, TrainingExample
 from lateinteraction.testing import strategies
 from lateinteraction.testing.contracts.checks import Conversions, Embeddings, Floats, chosen, holds_for, packed
+from lateinteraction.testing.sources import ListedExamples
 
 _batches = strategies.grouped_embeddings(queries=(1, 4), group=(2, 3), each=(1, 4))
 _DIRECTIONS = np.eye(4, dtype=np.float32)
@@ -87,29 +88,33 @@ class LossContract(Conversions[A]):
 class TrainerContract(Conversions[A]):
     """Every `Trainer`."""
 
-    def make_trainer(self) -> Trainer[A]:
+    def make_trainer(self) -> Trainer[Any, Any, A]:
         """A new trainer that goes through the examples once and calls `watch` at least once."""
         raise NotImplementedError
 
-    def make_encoder(self) -> Encoder[A]:
-        """An encoder that the trainer can fit."""
+    def make_model(self) -> Any:
+        """A model that the trainer can fit."""
         raise NotImplementedError
 
-    def make_loss(self) -> Loss[A]:
-        """A loss that needs no teacher."""
+    def make_loss(self) -> Any:
+        """A loss that the trainer can lower, and that needs no teacher."""
         raise NotImplementedError
+
+    def encoder_of(self, model: Any) -> Encoder[A]:
+        """The encoder of such a model; a model that is one is its own."""
+        return cast("Encoder[A]", model)
 
     def test_every_example_is_seen(self) -> None:
-        report = self.make_trainer().fit(self.make_encoder(), self.make_loss(), _examples(5))
+        report = self.make_trainer().fit(self.make_model(), self.make_loss(), [_examples("a", 5)])
         assert report.examples == 5
         assert report.steps >= 1
 
-    def test_examples_may_come_as_a_stream(self) -> None:
-        report = self.make_trainer().fit(self.make_encoder(), self.make_loss(), iter(_examples(3)))
-        assert report.examples == 3
+    def test_examples_of_all_sources_are_seen(self) -> None:
+        sources = [_examples("a", 3), _examples("b", 2)]
+        assert self.make_trainer().fit(self.make_model(), self.make_loss(), sources).examples == 5
 
     def test_losses_are_reported_and_finite(self) -> None:
-        report = self.make_trainer().fit(self.make_encoder(), self.make_loss(), _examples(4))
+        report = self.make_trainer().fit(self.make_model(), self.make_loss(), [_examples("a", 4)])
         assert report.losses
         assert all(map(math.isfinite, report.losses))
 
@@ -120,28 +125,29 @@ class TrainerContract(Conversions[A]):
             lengths.append(len(encoder.encode_queries([Query("late interaction")])))
             return Report(["MRR@10"], [QueryId("q")], [[1.0]])
 
-        self.make_trainer().fit(self.make_encoder(), self.make_loss(), _examples(4), watch)
+        self.make_trainer().fit(self.make_model(), self.make_loss(), [_examples("a", 4)], watch)
         assert lengths
         assert set(lengths) == {1}
 
-    def test_the_encoder_still_encodes_afterwards(self) -> None:
-        encoder = self.make_encoder()
-        self.make_trainer().fit(encoder, self.make_loss(), _examples(2))
-        embeddings: TokenEmbeddings[A] = encoder.encode_queries([Query("late"), Query("interaction")])
+    def test_the_model_still_encodes_afterwards(self) -> None:
+        model = self.make_model()
+        self.make_trainer().fit(model, self.make_loss(), [_examples("a", 2)])
+        embeddings = self.encoder_of(model).encode_queries([Query("late"), Query("interaction")])
         assert len(embeddings) == 2
 
 
-def _examples(count: int) -> list[TrainingExample]:
-    return [
+def _examples(name: str, count: int) -> ListedExamples:
+    examples = [
         TrainingExample(
             Query(f"question {row}"),
             [
-                Document(DocumentId(f"{row}+"), f"the answer to question {row}"),
-                Document(DocumentId(f"{row}-"), "something else"),
+                Document(DocumentId(f"{name}{row}+"), f"the answer to question {row}"),
+                Document(DocumentId(f"{name}{row}-"), "something else"),
             ],
         )
         for row in range(count)
     ]
+    return ListedExamples(name, examples)
 
 
 def _teacher_of(lengths: Sequence[int] | Floats) -> Floats:
