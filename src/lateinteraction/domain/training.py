@@ -153,7 +153,7 @@ class Targets(Generic[A]):
 
 
 def false_negatives(
-    query_keys: ArrayLike, document_keys: ArrayLike, groups: Offsets, owners: ArrayLike | None = None
+    query_keys: ArrayLike, document_keys: ArrayLike, answered: ArrayLike, groups: Offsets
 ) -> NDArray[np.bool_]:
     """Bool (Q, N + others): documents that are taken for negatives of a query and are known not to be.
 
@@ -163,17 +163,14 @@ def false_negatives(
     Args:
         query_keys: (Q,), equal where queries are.
         document_keys: (N + others,), equal where documents are.
+        answered: (N + others,), for each document the key of the query whose positive it is; of one that is no
+            positive, anything that is no query's key.
         groups: int64 (Q+1,), the first N documents by query.
-        owners: (N + others,), for each document the key of the query whose positive it is, and of a document that is no
-            positive anything that is no query's key; None: as groups say, with no others' positives.
     """
     queries, documents = np.asarray(query_keys), np.asarray(document_keys)
     positives = groups[:-1]
     mask = documents[positives][:, None] == documents[None, :]
-    if owners is None:
-        mask[:, positives] |= queries[:, None] == queries[None, :]
-    else:
-        mask |= queries[:, None] == np.asarray(owners)[None, :]
+    mask |= queries[:, None] == np.asarray(answered)[None, :]
     mask[np.arange(len(queries)), positives] = False
     return mask
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lateinteraction.adapters.huggingface.learner import HuggingFaceLearner, LearnerOptions
+from lateinteraction.adapters.huggingface.learning.learner import HuggingFaceLearner, LearnerOptions
 from lateinteraction.adapters.huggingface.projection import RandomProjection
 from lateinteraction.adapters.huggingface.reading import CheckpointOptions, read_checkpoint
 from lateinteraction.domain.text import Document, Query

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from safetensors.torch import save_file
 
-from lateinteraction.adapters.huggingface.learner import LearnerOptions
+from lateinteraction.adapters.huggingface.learning.learner import LearnerOptions
 from lateinteraction.adapters.neural.losses import Contrastive, MaxSim
 from lateinteraction.adapters.training.checkpoints import weights_of
 from lateinteraction.adapters.training.loop import AccelerateTrainer, RunFolder

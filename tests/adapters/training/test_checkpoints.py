@@ -17,10 +17,9 @@ from lateinteraction.adapters.training.checkpoints import (
     load_moments,
     load_weights,
     moments_of,
-    random_state,
-    set_random_state,
     weights_of,
 )
+from lateinteraction.adapters.training.randomness import random_state, set_random_state
 from lateinteraction.domain.errors import InvalidOption, UnreadableFile
 
 MARK = "f" * 64

@@ -52,7 +52,8 @@ def module_of(loss: Objective) -> TrainedModule:
 
 
 def excluded_of(batch: MicroBatch, keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return false_negatives(batch.query_keys, keys, batch.groups)
+    nobody = np.full(len(keys), -1)
+    return false_negatives(batch.query_keys, keys, nobody, batch.groups)
 
 
 def documents_of(rank: int, dtype: torch.dtype = torch.float64) -> TokenEmbeddings[Tensor]:

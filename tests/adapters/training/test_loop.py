@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
-from lateinteraction.adapters.huggingface.learner import HuggingFaceLearner, LearnerOptions
+from lateinteraction.adapters.huggingface.learning.learner import HuggingFaceLearner, LearnerOptions
 from lateinteraction.adapters.neural.losses import (
     Contrastive,
     Distillation,
@@ -21,6 +22,7 @@ from lateinteraction.adapters.neural.losses import (
     Objective,
     Weighted,
 )
+from lateinteraction.adapters.training.checkpoints import CheckpointFolder, RunState
 from lateinteraction.adapters.training.loop import AccelerateTrainer, RunFolder
 from lateinteraction.adapters.training.options import TrainingOptions
 from lateinteraction.adapters.training.plan import PlanOptions
@@ -168,6 +170,97 @@ def test_the_best_that_was_seen_is_what_is_left(make_learner: MakeLearner, tmp_p
     assert (report.best, report.best_step, report.steps) == (0.9, 4, 6)
     assert torch.equal(learner.network.projection.layers[0].weight, seen[1])
     assert sorted(each.name for each in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_a_run_that_ended_early_is_not_gone_on_with(make_learner: MakeLearner, tmp_path: Path) -> None:
+    values = iter([0.5, 0.4, 0.3])
+
+    def watch(_: Encoder[Tensor]) -> Report:
+        return Report(["MRR@10"], [QueryId("q")], [[next(values)]])
+
+    for _ in range(2):
+        trained = trainer(watch_every=1, patience=2, keywords={"folder": RunFolder(path=tmp_path)})
+        report = trained.fit(make_learner(), LOSS, SOURCES, watch)
+        assert (report.steps, report.best, report.best_step) == (3, 0.5, 1)
+
+
+def test_the_last_weights_are_watched_too(make_learner: MakeLearner) -> None:
+    values = iter([0.1, 0.2])
+
+    def watch(_: Encoder[Tensor]) -> Report:
+        return Report(["MRR@10"], [QueryId("q")], [[next(values)]])
+
+    report = trainer(watch_every=4).fit(make_learner(), LOSS, SOURCES, watch)
+    assert (report.best, report.best_step) == (0.2, 6)
+
+
+def test_each_checkpoint_is_written_once(make_learner: MakeLearner, tmp_path: Path, monkeypatch: Any) -> None:
+    written: list[int] = []
+    write = CheckpointFolder.write
+
+    def counted(self: CheckpointFolder, state: RunState, *more: Any, **named: Any) -> Path:
+        written.append(state.step)
+        return write(self, state, *more, **named)
+
+    monkeypatch.setattr(CheckpointFolder, "write", counted)
+    trained = trainer(watch_every=2, checkpoint_every=2, keywords={"folder": RunFolder(path=tmp_path)})
+    trained.fit(make_learner(), LOSS, SOURCES, rising())
+    assert written == [2, 4, 6]
+
+
+def test_a_run_in_half_precision_goes_on_with_its_scale(make_learner: MakeLearner, tmp_path: Path) -> None:
+    whole = weights_after(make_learner, trainer(precision="float16"))
+    asked = itertools.count(1)
+    folder = {"folder": RunFolder(path=tmp_path)}
+    stopping = trainer(keywords=folder | {"stop": lambda: next(asked) == 3}, precision="float16")
+    stopping.fit(make_learner(), LOSS, SOURCES)
+    assert_equal(whole, weights_after(make_learner, trainer(keywords=folder, precision="float16")))
+
+
+def test_a_model_with_other_frozen_weights_is_another_run(make_learner: MakeLearner, tmp_path: Path) -> None:
+    folder = {"folder": RunFolder(path=tmp_path)}
+    trainer(keywords=folder).fit(make_learner(LearnerOptions(frozen_layers=1)), LOSS, SOURCES)
+    other = make_learner(LearnerOptions(frozen_layers=1))
+    with torch.no_grad():
+        next(other.layers[0].parameters()).add_(1)
+    with pytest.raises(InvalidOption, match="another configuration"):
+        trainer(keywords=folder).fit(other, LOSS, SOURCES)
+
+
+def test_trackers_are_told_of_reports(make_learner: MakeLearner) -> None:
+    class Kept(GeneralTracker):
+        name, requires_logging_directory = "kept", False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows: list[tuple[int, dict[str, float]]] = []
+            self.finished = False
+
+        @property
+        def tracker(self) -> list[tuple[int, dict[str, float]]]:
+            return self.rows
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            self.fingerprint = values["fingerprint"]
+
+        def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+            self.rows.append((step or 0, values))
+
+        def finish(self) -> None:
+            self.finished = True
+
+    kept = Kept()
+    trainer(keywords={"trackers": [kept]}, log_every=3).fit(make_learner(), LOSS, SOURCES)
+    assert [step for step, _ in kept.rows] == [3, 6]
+    assert all(math.isfinite(values["loss"]) for _, values in kept.rows)
+    assert kept.finished
+    assert len(kept.fingerprint) == 64
+
+
+def test_a_run_does_not_depend_on_the_precision_of_whoever_starts_it(make_learner: MakeLearner) -> None:
+    alone = weights_after(make_learner, trainer())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_equal(alone, weights_after(make_learner, trainer()))
 
 
 def test_a_run_that_gets_no_better_ends_early(make_learner: MakeLearner) -> None:

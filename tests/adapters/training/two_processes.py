@@ -15,7 +15,7 @@ import torch.distributed as distributed
 from safetensors.torch import save_file
 from torch import nn
 
-from lateinteraction.adapters.huggingface.learner import LearnerOptions
+from lateinteraction.adapters.huggingface.learning.learner import LearnerOptions
 from lateinteraction.adapters.neural.losses import Contrastive, LearnableTemperature, MaxSim, Objective, learned_of
 from lateinteraction.adapters.training.checkpoints import weights_of
 from lateinteraction.adapters.training.loop import AccelerateTrainer, RunFolder

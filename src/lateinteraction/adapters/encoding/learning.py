@@ -71,6 +71,11 @@ class Learner(Protocol):
         ...
 
     @property
+    def layers(self) -> Sequence[nn.Module]:
+        """Of the network, those that are alike and run one after the other: what is shared out among processes."""
+        ...
+
+    @property
     def groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """All parameters that are trained, by the names that learning rates are set for."""
         ...

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ class Network(nn.Module):
 
     Args:
         checkpoint: a model.
+
+    Attributes:
+        frozen: modules that are in evaluation mode even in training, so that they drop nothing out.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -42,6 +45,14 @@ class Network(nn.Module):
         self._normalise = checkpoint.recipe.normalise
         self.dimension = checkpoint.recipe.dimension or checkpoint.dimension
         self._masking = _masking_of(checkpoint.transformer)
+        self.frozen: tuple[nn.Module, ...] = ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Everything into training mode, or evaluation mode, but what is frozen."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def forward(self, sheets: Sequence[Sheet]) -> Tensor:
         """Rows (K, D) of the sheets, one sheet after the other."""

@@ -112,9 +112,7 @@ class CheckpointFolder:
         _write(shared / _rank_file(ranks.rank), state.random)
         ranks.wait()
         if ranks.rank == 0:
-            if target.exists():
-                shutil.rmtree(target)
-            with published(target, marks=(_STATE,), overwrite=False) as draft:
+            with published(target, marks=(_STATE,), overwrite=True) as draft:
                 for each in sorted(shared.iterdir()):
                     shutil.copy(each, draft)
                 _write_state(draft, state, ranks.world)
@@ -212,26 +210,6 @@ def load_moments(module: nn.Module, optimiser: torch.optim.Optimizer, moments: T
         # Counters stay on the host and whole, as the optimiser makes them.
         placed = value.clone() if value.ndim == 0 else _like(value, parameter)
         optimiser.state[parameter][moment] = placed
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Where the random numbers of this process stand, on the host and on its device."""
-    state = {"cpu": torch.get_rng_state()}
-    return state | {"device": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
-
-
-def seeded_state(seed: int, device: torch.device) -> dict[str, Tensor]:
-    """Where random numbers stand that start from a seed."""
-    state = {"cpu": torch.Generator().manual_seed(seed).get_state()}
-    on_device = {"device": torch.Generator(device).manual_seed(seed).get_state()} if device.type == "cuda" else {}
-    return state | on_device
-
-
-def set_random_state(state: Tensors, device: torch.device) -> None:
-    """Go on from there."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "device" in state:
-        torch.cuda.set_rng_state(state["device"], device)
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -105,14 +105,14 @@ def compared_with(
         documents: its own. Where the scope is `gathered`, those of all processes come back.
         options: the scope, and when a teacher says that a negative is none.
     """
-    owners = np.full(len(documents), _NOBODY)
-    owners[batch.groups[:-1]] = batch.query_keys
-    labels = np.stack([batch.document_keys, owners])
+    answered = np.full(len(documents), _NOBODY)
+    answered[batch.groups[:-1]] = batch.query_keys
+    labels = np.stack([batch.document_keys, answered])
     device = documents.tokens.device
     if options.scope == "gathered":
         together = gathered(documents, labels)
         documents, labels = together.embeddings, together.labels
-    excluded = false_negatives(batch.query_keys, labels[0], batch.groups, labels[1])
+    excluded = false_negatives(batch.query_keys, labels[0], labels[1], batch.groups)
     if options.teacher_margin is not None and batch.teacher is not None:
         near = beyond_margin(batch.teacher, batch.groups, options.teacher_margin)
         excluded[np.repeat(np.arange(len(batch.rows)), np.diff(batch.groups)), np.arange(len(near))] |= near

@@ -8,21 +8,25 @@ from collections.abc import Sequence
 
 import numpy as np
 from attrs import asdict
+from torch import Tensor
 
 from lateinteraction.adapters.encoding.learning import Learner
 from lateinteraction.adapters.neural.losses import Objective
+from lateinteraction.adapters.neural.transfer import to_host
 from lateinteraction.adapters.training.options import TrainingOptions
 from lateinteraction.adapters.training.plan import PlanOptions
 from lateinteraction.domain.ports import ExampleSource
 
 _QUIET = ("log_every", "watch_every", "patience", "checkpoint_every", "keep", "workers")
 """Options that a run may be gone on with changed."""
+SAMPLED = 1_024
+"""Values of a frozen parameter that stand for all of it: reading billions would take longer than a step."""
 
 
 def fingerprint_of(
     plan: PlanOptions, options: TrainingOptions, loss: Objective, learner: Learner, sources: Sequence[ExampleSource]
 ) -> str:
-    """SHA-256 of all that decides a run: data, plan, options, loss, and the model but for the values of its weights."""
+    """SHA-256 of all that decides a run: data, plan, options, loss, and the model but for weights that are trained."""
     said = {
         "plan": asdict(plan, recurse=False) | {"weights": dict(plan.weights or {})},
         "options": {
@@ -32,7 +36,8 @@ def fingerprint_of(
         "loss": dict(loss.settings),
         "recipe": repr(learner.recipe),
         "parameters": [
-            [name, list(each.shape), each.requires_grad] for name, each in learner.network.named_parameters()
+            [name, list(each.shape), None if each.requires_grad else _sample(each)]
+            for name, each in learner.network.named_parameters()
         ],
         "sources": [[source.name, len(source), _digest(source)] for source in sources],
     }
@@ -44,3 +49,10 @@ def _digest(source: ExampleSource) -> str:
     for column in (source.positives(), source.lengths()):
         digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def _sample(parameter: Tensor) -> str:
+    """A digest of values spread over a parameter: of another model's it is another, whatever their shape."""
+    flat = parameter.detach().flatten()
+    values = to_host(flat[:: max(1, len(flat) // SAMPLED)].float())
+    return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()

@@ -73,8 +73,8 @@ class _GatherRows(torch.autograd.Function):
         return _all_of(rows)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
-        (gradient,) = gradients
+    def backward(ctx: Any, *grad_outputs: Any) -> Tensor:
+        (gradient,) = grad_outputs
         wide = gradient.contiguous() if gradient.dtype == torch.float64 else gradient.float().contiguous()
         own = wide.new_empty(wide.shape[1:])
         distributed.reduce_scatter_tensor(own, wide.flatten(0, 1))

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
 from attrs import asdict, define, field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 
 from lateinteraction.adapters.encoding.learning import Learner
 from lateinteraction.adapters.neural.losses import Objective, learned_of
@@ -31,9 +31,6 @@ from lateinteraction.adapters.training.checkpoints import (
     load_moments,
     load_weights,
     moments_of,
-    random_state,
-    seeded_state,
-    set_random_state,
     weights_of,
 )
 from lateinteraction.adapters.training.feed import Feed, compared_with, tokens_per_rectangle
@@ -42,7 +39,8 @@ from lateinteraction.adapters.training.module import TrainedModule
 from lateinteraction.adapters.training.optimising import clipped_norm, optimiser_of
 from lateinteraction.adapters.training.options import TrainingOptions
 from lateinteraction.adapters.training.plan import BatchPlan, PlanOptions
-from lateinteraction.adapters.training.processes import Processes
+from lateinteraction.adapters.training.processes import Processes, Tracker
+from lateinteraction.adapters.training.randomness import random_state, seeded_state, set_random_state
 from lateinteraction.adapters.training.reading import ahead_of
 from lateinteraction.adapters.training.reports import Reporter, StepReport, Watchman
 from lateinteraction.adapters.training.schedule import rate_at
@@ -51,6 +49,9 @@ from lateinteraction.domain.errors import InvalidOption, TrainingFailed
 from lateinteraction.domain.evaluation import Report
 from lateinteraction.domain.ports import Encoder, ExampleSource
 from lateinteraction.domain.training import TrainingReport
+
+if TYPE_CHECKING:
+    from lateinteraction.domain.ports import Trainer
 
 Watch = Callable[[Encoder[Tensor]], Report]
 
@@ -89,8 +90,8 @@ class AccelerateTrainer:
         options: how the model is fitted.
         folder: where checkpoints go.
         report: told now and then how the run stands, in the first process.
-        stop: asked after each step whether to end early; checkpoints are written before.
-        trackers: names, as Accelerate knows them.
+        stop: asked after each step whether to end early; a checkpoint is written before.
+        trackers: told of reports; by the names that Accelerate knows, or your own.
     """
 
     def __init__(
@@ -101,26 +102,25 @@ class AccelerateTrainer:
         folder: RunFolder | None = None,
         report: Reporter | None = None,
         stop: Callable[[], bool] = lambda: False,
-        trackers: Sequence[str] = (),
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self.plan, self.options = plan, options or TrainingOptions()
-        self._folder, self._report, self._stop = folder or RunFolder(), report, stop
-        self._trackers = tuple(trackers)
+        self.plan, self.options, self.folder = plan, options or TrainingOptions(), folder or RunFolder()
+        self.report, self.stop, self.trackers = report, stop, tuple(trackers)
 
     def fit(
         self,
-        learner: Learner,
+        model: Learner,
         loss: Objective,
         sources: Sequence[ExampleSource],
         watch: Watch | None = None,
     ) -> TrainingReport:
-        """Fit the learner's network, in place.
+        """Fit the network of a learner, in place.
 
         Afterwards it has the weights of the best `watch` where there is one, otherwise the averaged ones where they are
         averaged, otherwise the last.
 
         Args:
-            learner: a model.
+            model: a learner.
             loss: what to lower.
             sources: of examples, with distinct names.
             watch: measures the encoder as it is; its first measure decides what is best.
@@ -130,23 +130,7 @@ class AccelerateTrainer:
             InvalidExample: a source that fills no batch, or a row that gives no example.
             TrainingFailed: a loss or gradient that is not finite; names rank and rows. The last checkpoint is good.
         """
-        return _Run(self, learner, loss, sources, watch).go()
-
-    @property
-    def folder(self) -> RunFolder:
-        return self._folder
-
-    @property
-    def report(self) -> Reporter | None:
-        return self._report
-
-    @property
-    def stop(self) -> Callable[[], bool]:
-        return self._stop
-
-    @property
-    def trackers(self) -> tuple[str, ...]:
-        return self._trackers
+        return _Run(self, model, loss, sources, watch).go()
 
 
 class _Run:
@@ -176,9 +160,7 @@ class _Run:
         )
         self.fingerprint = fingerprint_of(trainer.plan, self.options, loss, learner, self.sources)
         self.module = TrainedModule(learner.network, learned_of(loss))
-        layers = [each for each in learner.network.modules() if isinstance(each, nn.ModuleList)]
-        longest: Sequence[nn.Module] = list(max(layers, key=len)) if layers else []
-        self.wrapped = self.processes.wrapped(self.module, longest, self.options.sharding)
+        self.wrapped = self.processes.wrapped(self.module, learner.layers, self.options.sharding)
         self.optimiser, self.rates = optimiser_of(learner, self.module, self.options)
         self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=self.options.precision == "float16")
         self.average = None if self.options.averaging is None else WeightAverage(self.module, self.options.averaging)
@@ -189,8 +171,12 @@ class _Run:
 
     def go(self) -> TrainingReport:
         device = self.processes.device
-        # Dropout draws from torch's own generators, which are put back as they were found.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # Dropout draws from torch's own generators, which are put back as they were found; and what precision losses
+        # are computed in is not for whoever happens to call under autocast.
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.autocast(device.type, enabled=False),
+        ):
             return self._run()
 
     def _run(self) -> TrainingReport:
@@ -198,7 +184,7 @@ class _Run:
         set_random_state(seeded_state(seed, self.processes.device), self.processes.device)
         self._resume()
         self.processes.start_trackers("lateinteraction", {"fingerprint": self.fingerprint})
-        steps = range(self.progress.step, len(self.plan))
+        steps = range(self.progress.step, self.progress.step if self._is_hopeless() else len(self.plan))
         batches = closing(ahead_of(self.feed, steps, self.options.workers))
         try:
             with batches as read:
@@ -223,15 +209,18 @@ class _Run:
             outcomes, norm = self._step(step, batch)
             tokens += sum(each.tokens for each in batch)
             computed += sum(each.computed for each in batch)
-            if self._is_due(self.options.log_every) or step + 1 == len(self.plan):
+            final = step + 1 == len(self.plan)
+            if final or self._is_due(self.options.log_every):
                 self._log(outcomes, batch, norm, (tokens, computed, time.perf_counter() - clock))
                 clock, tokens, computed = time.perf_counter(), 0, 0
-            ended = self._is_due(self.options.watch_every) and self._watched()
-            stopped = self._asked_to_stop()
-            if stopped or self._is_due(self.options.checkpoint_every):
+            better = False
+            if self.watch is not None and (final or self._is_due(self.options.watch_every)):
+                better = self._is_better(self._measured(self.watch))
+            ended, stopped = final or self._is_hopeless(), self._asked_to_stop()
+            if better or ended or stopped or self._is_due(self.options.checkpoint_every):
                 self._keep()
-            if stopped or ended:
-                return stopped
+            if ended or stopped:
+                return stopped and not final
         return False
 
     # Steps
@@ -297,7 +286,7 @@ class _Run:
         self, outcomes: list[Outcome], batches: list[MicroBatch], norm: float, since: tuple[int, int, float]
     ) -> None:
         tokens, computed, seconds = since
-        parts = [_measured(outcome, batch) for outcome, batch in zip(outcomes, batches, strict=True)]
+        parts = [_told_apart(outcome, batch) for outcome, batch in zip(outcomes, batches, strict=True)]
         mean = np.mean([[float(each.loss) for each in outcomes], *np.transpose(parts)], axis=1)
         local = torch.tensor([*mean, tokens, computed], dtype=torch.float64, device=self.processes.device)
         loss, accuracy, gap, tokens_of_all, computed_of_all = to_host(self.processes.sum(local))
@@ -332,30 +321,29 @@ class _Run:
 
     # What is kept
 
-    def _watched(self) -> bool:
-        """Measure; whether to end because nothing gets better."""
-        assert self.watch is not None
-        random = random_state(self.processes.device)
-        value = self._measure(self.watch)
-        set_random_state(random, self.processes.device)
+    def _is_better(self, value: float) -> bool:
+        """Whether this is the best measure so far, whose weights are then kept."""
         progress = self.progress
-        if progress.best is None or value > progress.best:
-            progress.best, progress.best_step, progress.stale = value, progress.step, 0
-            self.best = self._weights_to_keep()
-            if self.folder is not None:
-                self._keep()
-        else:
+        if progress.best is not None and value <= progress.best:
             progress.stale += 1
-        return self.options.patience is not None and progress.stale >= self.options.patience
+            return False
+        progress.best, progress.best_step, progress.stale = value, progress.step, 0
+        self.best = self._weights_to_keep()
+        return True
 
-    def _measure(self, watch: Watch) -> float:
+    def _is_hopeless(self) -> bool:
+        """Whether nothing got better for as long as anybody wants to wait."""
+        return self.options.patience is not None and self.progress.stale >= self.options.patience
+
+    def _measured(self, watch: Watch) -> float:
         """The first measure. Sharded models need all processes for it; of whole ones, the first has it measured."""
         everyone = self.options.sharding == "sharded"
+        value, random = 0.0, random_state(self.processes.device)
         with self._averaged():
-            value = 0.0
             if everyone or self.processes.rank == 0:
                 report = watch(self.learner.encoder)
                 value = report[report.measures[0]]
+        set_random_state(random, self.processes.device)
         return float(self.processes.of_first(value))
 
     def _averaged(self) -> AbstractContextManager[None]:
@@ -371,11 +359,10 @@ class _Run:
         if self.folder is None:
             return
         averages: Mapping[str, Tensor] = {} if self.average is None else self._weights_to_keep()
-        scale = {"scale": float(self.scaler.get_scale())} if self.scaler.is_enabled() else {}
         state = RunState(
             step=self.progress.step,
             fingerprint=self.fingerprint,
-            progress={**asdict(self.progress), **scale},
+            progress={"counts": asdict(self.progress), "scaler": self.scaler.state_dict()},
             weights=weights_of(self.module),
             optimiser=moments_of(self.module, self.optimiser),
             averages=averages,
@@ -396,15 +383,13 @@ class _Run:
                 "Pass resume=True.",
             )
         state = self.folder.read(steps[-1], self.fingerprint, self.processes.ranks)
-        scale = state.progress.get("scale")
-        self.progress = _Progress(**{name: value for name, value in state.progress.items() if name != "scale"})
-        if self.average is not None:
+        self.progress = _Progress(**state.progress["counts"])
+        self.scaler.load_state_dict(state.progress["scaler"])
+        if self.options.averaging is not None:
             load_weights(self.module, state.averages)
-            self.average = WeightAverage(self.module, self.options.averaging or 0)
+            self.average = WeightAverage(self.module, self.options.averaging)
         load_weights(self.module, state.weights)
         load_moments(self.module, self.optimiser, state.optimiser)
-        if scale is not None:
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale})
         if self.progress.best_step is not None:
             best = self.folder.read(self.progress.best_step, self.fingerprint, self.processes.ranks)
             self.best = best.averages or best.weights
@@ -412,14 +397,7 @@ class _Run:
 
     def _finish(self) -> None:
         """Leave the model as it shall be."""
-        if self.watch is not None and self.progress.step and self.progress.step != self.progress.best_step:
-            due = self._is_due(self.options.watch_every)
-            if not due:
-                self._watched()
-        if self.folder is not None and self.progress.step not in self.folder.steps():
-            self._keep()
-        final = self.best if self.best is not None else self._weights_to_keep()
-        load_weights(self.module, final)
+        load_weights(self.module, self.best if self.best is not None else self._weights_to_keep())
         self.module.eval()
 
     def _check(self) -> None:
@@ -435,7 +413,7 @@ class _Run:
             raise InvalidOption("watch_every or patience, and nothing to watch", "a watch", "Pass one to fit.")
 
 
-def _measured(outcome: Outcome, batch: MicroBatch) -> tuple[float, float]:
+def _told_apart(outcome: Outcome, batch: MicroBatch) -> tuple[float, float]:
     """How many positives of a micro-batch score highest, and by how much, on this process."""
     scores = MAXSIM.matrix(outcome.queries, outcome.documents)
     positives = queued_to_device(np.ascontiguousarray(batch.groups[:-1]), scores.device)[:, None]
@@ -450,3 +428,7 @@ def _measured(outcome: Outcome, batch: MicroBatch) -> tuple[float, float]:
 def _listed(batch: MicroBatch) -> str:
     """Its rows, for messages."""
     return str([int(row) for row in batch.rows])
+
+
+if TYPE_CHECKING:
+    _: type[Trainer[Learner, Objective, Tensor]] = AccelerateTrainer

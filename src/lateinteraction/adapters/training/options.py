@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from attrs import field, frozen
+from attrs.validators import optional
 
+from lateinteraction.adapters.training.limits import number, one_of, whole
 from lateinteraction.domain.errors import InvalidOption, shown
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -17,56 +19,9 @@ Scope = Literal["own", "batch", "gathered"]
 StrategyName = Literal["direct", "cached"]
 Sharding = Literal["replicated", "sharded"]
 
-_CHOICES = MappingProxyType(
-    {
-        "precision": ("float32", "bfloat16", "float16"),
-        "schedule": ("linear", "cosine", "constant"),
-        "scope": ("own", "batch", "gathered"),
-        "strategy": ("direct", "cached"),
-        "sharding": ("replicated", "sharded"),
-    }
-)
-
 
 def _rates(given: Mapping[str, float]) -> Mapping[str, float]:
     return MappingProxyType(dict(given))
-
-
-def _number(least: float, *, above: bool = False, most: float = math.inf) -> Any:
-    """A validator of finite numbers from `least` on, or above it."""
-
-    def check(_: object, attribute: Any, value: object) -> None:
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or not (least < value if above else least <= value) or value > most:  # type: ignore[operator]
-            bound = f"above {least:g}" if above else f"of at least {least:g}"
-            until = "" if most == math.inf else f" and at most {most:g}"
-            raise InvalidOption(
-                f"{attribute.name} = {shown(value)}", f"a number {bound}{until}", "Leave it out for the default."
-            )
-
-    return check
-
-
-def _whole(least: int) -> Any:
-    """A validator of whole numbers from `least` on."""
-
-    def check(_: object, attribute: Any, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidOption(
-                f"{attribute.name} = {shown(value)}",
-                f"a whole number of at least {least}",
-                "Leave it out for the default.",
-            )
-
-    return check
-
-
-def _optional(check: Any) -> Any:
-    def unless_none(instance: object, attribute: Any, value: object) -> None:
-        if value is not None:
-            check(instance, attribute, value)
-
-    return unless_none
 
 
 @frozen(kw_only=True)
@@ -100,46 +55,41 @@ class TrainingOptions:
         seed: of dropout; the plan has its own.
 
         log_every: steps between reports.
-        watch_every: steps between calls of `watch`; None calls it at the end alone.
+        watch_every: steps between calls of `watch`, which is called at the end in any case.
         patience: calls of `watch` without a better result after which training ends; None never ends it.
-        checkpoint_every: steps between checkpoints; None keeps none but that of a stop.
+        checkpoint_every: steps between checkpoints; those of the best, of a stop and of the end are written anyway.
         keep: how many checkpoints are kept beside the best.
-        workers: processes that read and tokenise ahead; 0 does it in this one.
+        workers: threads that read and tokenise ahead; 0 does it in that of the run.
 
     Raises:
         InvalidOption: one of these out of range.
     """
 
-    learning_rate: float = field(default=3e-5, validator=_number(0, above=True))
+    learning_rate: float = field(default=3e-5, validator=number(0, above=True))
     rates: Mapping[str, float] = field(factory=dict, converter=_rates)
-    weight_decay: float = field(default=0.01, validator=_number(0))
-    warmup: float = field(default=0.1, validator=_number(0, most=1))
-    schedule: Schedule = "linear"
-    clip: float | None = field(default=1.0, validator=_optional(_number(0, above=True)))
-    precision: Precision = "float32"
-    strategy: StrategyName = "direct"
-    scope: Scope = "batch"
-    accumulation: int = field(default=1, validator=_whole(1))
-    tokens_per_rectangle: int | None = field(default=None, validator=_optional(_whole(1)))
-    averaging: float | None = field(default=None, validator=_optional(_number(0, above=True, most=1)))
-    teacher_margin: float | None = field(default=None, validator=_optional(_number(0)))
-    negatives: int | None = field(default=None, validator=_optional(_whole(0)))
-    sharding: Sharding = "replicated"
-    seed: int = field(default=0, validator=_whole(0))
+    weight_decay: float = field(default=0.01, validator=number(0))
+    warmup: float = field(default=0.1, validator=number(0, most=1))
+    schedule: Schedule = field(default="linear", validator=one_of("linear", "cosine", "constant"))
+    clip: float | None = field(default=1.0, validator=optional(number(0, above=True)))
+    precision: Precision = field(default="float32", validator=one_of("float32", "bfloat16", "float16"))
+    strategy: StrategyName = field(default="direct", validator=one_of("direct", "cached"))
+    scope: Scope = field(default="batch", validator=one_of("own", "batch", "gathered"))
+    accumulation: int = field(default=1, validator=whole(1))
+    tokens_per_rectangle: int | None = field(default=None, validator=optional(whole(1)))
+    averaging: float | None = field(default=None, validator=optional(number(0, above=True, most=1)))
+    teacher_margin: float | None = field(default=None, validator=optional(number(0)))
+    negatives: int | None = field(default=None, validator=optional(whole(0)))
+    sharding: Sharding = field(default="replicated", validator=one_of("replicated", "sharded"))
+    seed: int = field(default=0, validator=whole(0))
 
-    log_every: int = field(default=10, validator=_whole(1))
-    watch_every: int | None = field(default=None, validator=_optional(_whole(1)))
-    patience: int | None = field(default=None, validator=_optional(_whole(1)))
-    checkpoint_every: int | None = field(default=None, validator=_optional(_whole(1)))
-    keep: int = field(default=2, validator=_whole(1))
-    workers: int = field(default=0, validator=_whole(0))
+    log_every: int = field(default=10, validator=whole(1))
+    watch_every: int | None = field(default=None, validator=optional(whole(1)))
+    patience: int | None = field(default=None, validator=optional(whole(1)))
+    checkpoint_every: int | None = field(default=None, validator=optional(whole(1)))
+    keep: int = field(default=2, validator=whole(1))
+    workers: int = field(default=0, validator=whole(0))
 
     def __attrs_post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise InvalidOption(
-                    f"{name} = {shown(getattr(self, name))}", " or ".join(map(repr, known)), "Choose one of these."
-                )
         for group, rate in self.rates.items():
             if not (isinstance(rate, (int, float)) and rate >= 0 and math.isfinite(rate)):
                 raise InvalidOption(

@@ -14,8 +14,10 @@ from typing import Literal, TypeVar, final
 
 import numpy as np
 from attrs import field, frozen
+from attrs.validators import optional
 from numpy.typing import NDArray
 
+from lateinteraction.adapters.training.limits import number, one_of, whole
 from lateinteraction.domain.errors import InvalidExample, InvalidOption, shown
 from lateinteraction.domain.ports import ExampleSource
 
@@ -54,24 +56,18 @@ class PlanOptions:
         InvalidOption: one of these out of range.
     """
 
-    global_batch_size: int
-    epochs: float | None = None
-    steps: int | None = None
-    mixing: Mixing = "proportional"
-    alpha: float = 0.5
+    global_batch_size: int = field(validator=whole(1))
+    epochs: float | None = field(default=None, validator=optional(number(0, above=True)))
+    steps: int | None = field(default=None, validator=optional(whole(1)))
+    mixing: Mixing = field(
+        default="proportional", validator=one_of("proportional", "temperature", "round_robin", "weighted")
+    )
+    alpha: float = field(default=0.5, validator=number(0, most=1))
     weights: Mapping[str, float] | None = field(default=None, converter=_weights)
-    window: int = WINDOW
-    seed: int = 0
+    window: int = field(default=WINDOW, validator=whole(1))
+    seed: int = field(default=0, validator=whole(0))
 
     def __attrs_post_init__(self) -> None:
-        _check(_is_whole(self.global_batch_size, 1), "global_batch_size", self.global_batch_size, "at least 1")
-        _check(_is_whole(self.window, 1), "window", self.window, "at least 1")
-        _check(_is_whole(self.seed, 0), "seed", self.seed, "at least 0")
-        _check(self.steps is None or _is_whole(self.steps, 1), "steps", self.steps, "at least 1")
-        _check(self.epochs is None or _is_number(self.epochs, above=0), "epochs", self.epochs, "above 0")
-        _check(_is_number(self.alpha) and self.alpha <= 1, "alpha", self.alpha, "from 0 to 1")
-        modes = ("proportional", "temperature", "round_robin", "weighted")
-        _check(self.mixing in modes, "mixing", self.mixing, f"one of {', '.join(modes)}")
         if self.epochs is not None and self.steps is not None:
             raise InvalidOption("epochs and steps", "one of the two", "Leave one out.")
         if (self.mixing == "weighted") != (self.weights is not None):
@@ -81,7 +77,8 @@ class PlanOptions:
                 "Give both.",
             )
         for name, weight in (self.weights or {}).items():
-            _check(_is_number(weight), f"weights[{name!r}]", weight, "at least 0")
+            if not (isinstance(weight, (int, float)) and 0 <= weight < float("inf")):
+                raise InvalidOption(f"weights[{name!r}] = {shown(weight)}", "a number of at least 0", "Correct it.")
 
 
 @frozen(eq=False)
@@ -350,18 +347,3 @@ def _check_names(names: Sequence[str], options: PlanOptions) -> None:
         )
     if options.weights is not None and not any(options.weights.get(name, 0) > 0 for name in names):
         raise InvalidOption("weights that are all 0", "one above 0", "Give one.")
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object, *, above: float = -1.0) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return 0 <= value < float("inf") and value > above
-
-
-def _check(good: bool, name: str, value: object, expected: str) -> None:
-    if not good:
-        raise InvalidOption(f"{name} = {shown(value)}", expected, "See PlanOptions.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 import torch.distributed as distributed
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -26,6 +27,9 @@ from lateinteraction.adapters.training.options import Precision, Sharding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+Tracker = str | GeneralTracker
+"""A name that Accelerate knows, such as "tensorboard" or "wandb", or one of your own."""
+
 _NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,10 +39,10 @@ class Processes:
 
     Args:
         device: where the model is; with several processes Accelerate gives each its own of that kind.
-        trackers: names of trackers, as Accelerate knows them; none by default.
+        trackers: none by default.
     """
 
-    def __init__(self, device: torch.device, trackers: Sequence[str] = ()) -> None:
+    def __init__(self, device: torch.device, trackers: Sequence[Tracker] = ()) -> None:
         self._accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="no",
@@ -105,7 +109,8 @@ class Processes:
         """A context in which products are made in this precision, whatever that of the caller is."""
         if precision == "float32":
             return torch.autocast(self.device.type, enabled=False)
-        return torch.autocast(self.device.type, dtype=_NARROW[precision])
+        # Cached casts live until the outermost of all contexts ends, which is a step too late if the caller has one.
+        return torch.autocast(self.device.type, dtype=_NARROW[precision], cache_enabled=False)
 
     def sum(self, values: Tensor) -> Tensor:
         """Of all processes."""

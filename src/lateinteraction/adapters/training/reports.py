@@ -32,7 +32,7 @@ class StepReport:
         tokens: that the model has seen since the last report, on all processes, padding left out.
         padding: share of what it computed that was padding.
         seconds: since the last report.
-        accuracy: share of queries whose positive scored highest of what they were compared with.
+        accuracy: share of queries whose positive scored highest of the documents of their micro-batch.
         gap: mean score of the positives above that of the best other document.
     """
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from lateinteraction.adapters.encoding.learning import Sheet, sheet_of
 from lateinteraction.adapters.neural.transfer import queued_to_device
 from lateinteraction.adapters.training.batches import MicroBatch, Rectangles
+from lateinteraction.adapters.training.randomness import RandomState, random_state, set_random_state
 from lateinteraction.domain.embeddings import TokenEmbeddings
 
 Embeddings = TokenEmbeddings[Tensor]
-Objective = Callable[[Embeddings, Embeddings], Tensor]
+BatchLoss = Callable[[Embeddings, Embeddings], Tensor]
 """Of a micro-batch's queries and documents the loss, a scalar."""
 
 
@@ -71,51 +72,51 @@ class Outcome:
 
 
 def direct(
-    setting: Setting, batch: MicroBatch, objective: Objective, *, weight: float = 1.0, last: bool = True
+    setting: Setting, batch: MicroBatch, loss_of: BatchLoss, *, weight: float = 1.0, last: bool = True
 ) -> Outcome:
     """Gradients of weight × loss, added to what parameters have.
 
     Args:
         setting: where.
         batch: of which.
-        objective: the loss.
+        loss_of: the loss.
         weight: of this micro-batch among those of a step.
         last: whether gradients of the step are complete with it, and go to all processes.
     """
     with _nothing() if last else setting.unsynchronised():
         rows = setting.rows(setting.sheets(batch))
         queries, documents = _assembled(rows, batch)
-        loss = objective(queries, documents)
+        loss = loss_of(queries, documents)
         setting.backward(weight * loss)
     return _outcome(loss, queries, documents)
 
 
 def cached(
-    setting: Setting, batch: MicroBatch, objective: Objective, *, weight: float = 1.0, last: bool = True
+    setting: Setting, batch: MicroBatch, loss_of: BatchLoss, *, weight: float = 1.0, last: bool = True
 ) -> Outcome:
     """As `direct`, keeping what one rectangle takes; gradients go to all processes once, with the last rectangle."""
     sheets = setting.sheets(batch)
-    states, parts = list[tuple[Tensor, ...]](), list[Tensor]()
+    states, parts = list[RandomState](), list[Tensor]()
     with torch.no_grad():
         for sheet in sheets:
-            states.append(_random_state(setting.device))
+            states.append(random_state(setting.device))
             parts.append(setting.rows([sheet]))
     leaf, lengths = torch.cat(parts).requires_grad_(), [len(part) for part in parts]
     del parts
     queries, documents = _assembled(leaf, batch)
     with setting.unsynchronised():
-        loss = objective(queries, documents)
+        loss = loss_of(queries, documents)
         setting.backward(weight * loss)
-    after = _random_state(setting.device)
+    after = random_state(setting.device)
     assert leaf.grad is not None
     gradients = leaf.grad.split(lengths)
     for number, (sheet, state, gradient) in enumerate(zip(sheets, states, gradients, strict=True), start=1):
         with _nothing() if last and number == len(sheets) else setting.unsynchronised():
-            _set_random_state(state, setting.device)
+            set_random_state(state, setting.device)
             rows = setting.rows([sheet])
             rows.backward(gradient.type(rows.dtype))
             del rows
-    _set_random_state(after, setting.device)
+    set_random_state(after, setting.device)
     return _outcome(loss, queries, documents)
 
 
@@ -135,14 +136,3 @@ def _assembled(rows: Tensor, batch: MicroBatch) -> tuple[Embeddings, Embeddings]
 
 def _in_order(rows: Tensor, rectangles: Rectangles) -> Embeddings:
     return TokenEmbeddings(rows.index_select(0, queued_to_device(rectangles.order, rows.device)), rectangles.offsets)
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, ...]:
-    on_host = torch.get_rng_state()
-    return (on_host, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (on_host,)
-
-
-def _set_random_state(state: tuple[Tensor, ...], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)

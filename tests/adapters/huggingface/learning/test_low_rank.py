@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lateinteraction.adapters.encoding.learning import Sheet
-from lateinteraction.adapters.huggingface.learner import HuggingFaceLearner, LearnerOptions
-from lateinteraction.adapters.huggingface.learning.low_rank import adapter_state, load_adapter_state
-from lateinteraction.adapters.huggingface.low_rank import LowRank
+from lateinteraction.adapters.huggingface.learning.learner import HuggingFaceLearner, LearnerOptions
+from lateinteraction.adapters.huggingface.learning.low_rank import LowRank, adapter_state, load_adapter_state
 from lateinteraction.adapters.huggingface.projection import RandomProjection
 from lateinteraction.adapters.huggingface.reading import CheckpointOptions, read_checkpoint
 from lateinteraction.domain.errors import InvalidModel

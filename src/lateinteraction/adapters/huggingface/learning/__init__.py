@@ -1,1 +1,1 @@
-"""Parts of training that a learner can do without: frozen layers run apart, and low-rank adapters kept apart."""
+"""Models in training: what of them is trained, what stays as it is, and what is small enough to keep apart."""

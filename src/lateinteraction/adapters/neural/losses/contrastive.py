@@ -66,6 +66,13 @@ def _temperature(given: Temperature) -> Temperature:
     return MappingProxyType(dict(given)) if isinstance(given, Mapping) else given
 
 
+def _said(temperature: Temperature) -> object:
+    """As JSON."""
+    if isinstance(temperature, LearnableTemperature):
+        return {"learned_from": temperature.initial}
+    return dict(temperature) if isinstance(temperature, Mapping) else temperature
+
+
 @final
 @frozen(kw_only=True, eq=False)
 class Contrastive:
@@ -94,11 +101,9 @@ class Contrastive:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        learned = isinstance(self.temperature, LearnableTemperature)
-        fixed = dict(self.temperature) if isinstance(self.temperature, Mapping) else self.temperature
         return {
             "loss": "contrastive",
-            "temperature": {"learned_from": self.temperature.initial} if learned else fixed,  # type: ignore[union-attr]
+            "temperature": _said(self.temperature),
             **self.interaction.settings,
             "own_negatives": self.own_negatives,
             "symmetric": self.symmetric,

@@ -54,8 +54,7 @@ def check_batch(queries: Embeddings, documents: Embeddings, targets: Targets[Ten
 
 def check_number(name: str, number: object, *, least: float = 0.0) -> None:
     """Raise unless this is a finite number above `least`."""
-    good = isinstance(number, (int, float)) and not isinstance(number, bool)
-    if not (good and least < number < float("inf")):  # type: ignore[operator]
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not least < number < float("inf"):
         raise InvalidOption(f"{name} = {shown(number)}", f"a finite number above {least:g}", "1.0 changes nothing.")
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lateinteraction.adapters.encoding.learning import Sheet
-from lateinteraction.adapters.huggingface.learner import layers_of
+from lateinteraction.adapters.huggingface.learning.learner import layers_of
 from lateinteraction.adapters.huggingface.network import Network
 from lateinteraction.domain.errors import InvalidModel, InvalidOption, shown
 

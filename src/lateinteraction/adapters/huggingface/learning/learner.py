@@ -15,11 +15,13 @@ import torch
 from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
+from lateinteraction.adapters.encoding.batches import make_batch
 from lateinteraction.adapters.encoding.encoder import EncodingOptions
+from lateinteraction.adapters.encoding.learning import sheet_of
 from lateinteraction.adapters.encoding.tokenisation import RecipeTokeniser
 from lateinteraction.adapters.huggingface.checkpoint import Checkpoint
 from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder, tokeniser_of
-from lateinteraction.adapters.huggingface.low_rank import LowRank, adapted, merged
+from lateinteraction.adapters.huggingface.learning.low_rank import LowRank, adapted, merged
 from lateinteraction.adapters.huggingface.network import Network
 from lateinteraction.domain.embeddings import TokenEmbeddings
 from lateinteraction.domain.errors import InvalidModel, InvalidOption, shown
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from lateinteraction.domain.ports import Encoder
 
 
-def _whole(_: object, attribute: object, value: object) -> None:
+def _count_of_layers(_: object, __: object, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidOption(f"frozen_layers = {shown(value)}", "a whole number of at least 0", "0 trains all of them.")
 
@@ -43,7 +45,7 @@ class LearnerOptions:
     """What of a model is trained.
 
     Args:
-        frozen_layers: so many lowest layers stay as they are, and the embeddings of words with them.
+        frozen_layers: so many lowest layers stay as they are, without dropout, and whatever else they depend on.
         frozen_words: the embeddings of words stay as they are, whatever the layers.
         low_rank: small matrices are trained beside the transformer's, which stay as they are; None trains these.
         gradient_checkpointing: what layers compute is computed again when gradients need it, and not kept.
@@ -52,7 +54,7 @@ class LearnerOptions:
         InvalidOption: one of these out of range.
     """
 
-    frozen_layers: int = field(default=0, validator=_whole)
+    frozen_layers: int = field(default=0, validator=_count_of_layers)
     frozen_words: bool = False
     low_rank: LowRank | None = None
     gradient_checkpointing: bool = False
@@ -90,10 +92,9 @@ class HuggingFaceLearner:
             )
         self._checkpoint, self.options = checkpoint, options
         self._tokeniser = tokeniser_of(checkpoint.tokenizer, checkpoint.recipe)
-        self._encoder = _EncoderBetweenSteps(
-            HuggingFaceEncoder(checkpoint, encoding or EncodingOptions()), checkpoint.transformer, checkpoint.projection
-        )
         self._network = Network(checkpoint)
+        encoder = HuggingFaceEncoder(checkpoint, encoding or EncodingOptions())
+        self._encoder = _EncoderBetweenSteps(encoder, self._network)
         self._prepare()
 
     @property
@@ -111,6 +112,10 @@ class HuggingFaceLearner:
     @property
     def encoder(self) -> Encoder[Tensor]:
         return self._encoder
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return list(layers_of(self._network.transformer))
 
     @property
     def groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
@@ -137,8 +142,9 @@ class HuggingFaceLearner:
         if options.low_rank is not None:
             network.transformer.requires_grad_(False)
             adapted(network.transformer, options.low_rank)
-        _freeze(network, options)
-        _freeze_unused(network, self._tokeniser)
+        if options.frozen_words:
+            network.transformer.get_input_embeddings().requires_grad_(False)
+        _freeze(network, self._tokeniser, options.frozen_layers)
         if options.gradient_checkpointing:
             _compute_again(network.transformer)
         network.train()
@@ -148,8 +154,8 @@ class HuggingFaceLearner:
 class _EncoderBetweenSteps:
     """An encoder that finds modules in training and leaves them so."""
 
-    def __init__(self, encoder: HuggingFaceEncoder, *modules: nn.Module) -> None:
-        self._encoder, self._modules = encoder, modules
+    def __init__(self, encoder: HuggingFaceEncoder, network: Network) -> None:
+        self._encoder, self._network = encoder, network
 
     @property
     def recipe(self) -> EncodingRecipe:
@@ -165,14 +171,12 @@ class _EncoderBetweenSteps:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        were = [module for module in self._modules if module.training]
-        for module in were:
-            module.eval()
+        was = self._network.training
+        self._network.eval()
         try:
             yield
         finally:
-            for module in were:
-                module.train()
+            self._network.train(was)
 
 
 def _check_precision(checkpoint: Checkpoint) -> None:
@@ -191,23 +195,63 @@ def _compute_again(transformer: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def _freeze(network: Network, options: LearnerOptions) -> None:
-    if options.frozen_layers or options.frozen_words:
-        network.transformer.get_input_embeddings().requires_grad_(False)
-    if not options.frozen_layers:
-        return
-    layers = layers_of(network.transformer)
-    if options.frozen_layers > len(layers):
+def _freeze(network: Network, tokeniser: RecipeTokeniser, count: int) -> None:
+    """Freeze the lowest layers, what they depend on, and what no row depends on.
+
+    Of what is trained below a frozen layer, such as embeddings or a bias that layers share, the layer would change too.
+    Where processes share gradients, each waits for those of every parameter, and a pooler never has one. Which these
+    are, one pass over a text tells.
+    """
+    layers = layers_of(network.transformer) if count else ()
+    if count > len(layers):
         raise InvalidModel(
-            f"{options.frozen_layers} frozen layers of a model that has {len(layers)}",
-            f"at most {len(layers)}",
-            "Freeze fewer.",
+            f"{count} frozen layers of a model that has {len(layers)}", f"at most {len(layers)}", "Freeze fewer."
         )
-    for name, module in network.transformer.named_children():
-        if "embedding" in name:
-            module.requires_grad_(False)
-    for layer in layers[: options.frozen_layers]:
+    lower = layers[:count]
+    for layer in lower:
         layer.requires_grad_(False)
+    states: list[Tensor] = []
+    hooks = [each.register_forward_hook(lambda *seen: states.append(_hidden(seen[2]))) for each in lower[-1:]]
+    rows = _rows_of_a_text(network, tokeniser)
+    for hook in hooks:
+        hook.remove()
+    below = [state for state in states if state.requires_grad]
+    for parameter, gradient in _gradients(network, below):
+        if gradient is not None:
+            parameter.requires_grad_(False)
+    if not rows.requires_grad:
+        raise InvalidOption("a model of which nothing is trained", "something that is", "Freeze less of it.")
+    for parameter, gradient in _gradients(network, [rows]):
+        if gradient is None:
+            parameter.requires_grad_(False)
+    if lower:
+        network.frozen = (*lower, *filter(_is_frozen, network.transformer.children()))
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether a module has parameters, and none that is trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _hidden(given: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return given[0] if isinstance(given, tuple) else given
+
+
+def _gradients(network: Network, outputs: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor | None]]:
+    """What is trained, each with its gradient of the outputs, None where they do not depend on it."""
+    trained = [each for each in network.parameters() if each.requires_grad]
+    if not outputs:
+        return []
+    found = torch.autograd.grad([each.sum() for each in outputs], trained, allow_unused=True, retain_graph=True)
+    return list(zip(trained, found, strict=True))
+
+
+def _rows_of_a_text(network: Network, tokeniser: RecipeTokeniser) -> Tensor:
+    texts = tokeniser.documents(["a text that has some words of its own"])
+    batch = make_batch(texts, texts.kept.cumsum() - 1, texts.items[:1], tokeniser.padding_id)
+    network.eval()
+    return network([sheet_of(batch, next(network.parameters()).device)])
 
 
 def layers_of(transformer: nn.Module) -> nn.ModuleList:
@@ -224,26 +268,6 @@ def layers_of(transformer: nn.Module) -> nn.ModuleList:
             "Freeze none of it.",
         )
     return max(lists, key=len)
-
-
-def _freeze_unused(network: Network, tokeniser: RecipeTokeniser) -> None:
-    """Freeze what no row depends on, such as poolers: processes that share gradients wait for every parameter's."""
-    from lateinteraction.adapters.encoding.batches import make_batch
-    from lateinteraction.adapters.encoding.learning import sheet_of
-
-    texts = tokeniser.documents(["a text that has some words of its own"])
-    batch = make_batch(texts, texts.kept.cumsum() - 1, texts.items[:1], tokeniser.padding_id)
-    device = next(network.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        network.eval()
-        rows = network([sheet_of(batch, device)])
-    if not rows.requires_grad:
-        raise InvalidOption("a model of which nothing is trained", "something that is", "Freeze less of it.")
-    trained = [each for each in network.parameters() if each.requires_grad]
-    gradients = torch.autograd.grad(rows.sum(), trained, allow_unused=True)
-    for parameter, gradient in zip(trained, gradients, strict=True):
-        if gradient is None:
-            parameter.requires_grad_(False)
 
 
 if TYPE_CHECKING:

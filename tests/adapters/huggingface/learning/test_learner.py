@@ -16,8 +16,8 @@ from lateinteraction.adapters.encoding.learning import Sheet, sheet_of
 from lateinteraction.adapters.encoding.tokenisation import RecipeTokeniser
 from lateinteraction.adapters.huggingface.checkpoint import Checkpoint
 from lateinteraction.adapters.huggingface.encoder import HuggingFaceEncoder
-from lateinteraction.adapters.huggingface.learner import HuggingFaceLearner, LearnerOptions, layers_of
-from lateinteraction.adapters.huggingface.low_rank import LowRank, LowRankLinear
+from lateinteraction.adapters.huggingface.learning.learner import HuggingFaceLearner, LearnerOptions, layers_of
+from lateinteraction.adapters.huggingface.learning.low_rank import LowRank, LowRankLinear
 from lateinteraction.adapters.huggingface.projection import RandomProjection
 from lateinteraction.adapters.huggingface.reading import CheckpointOptions, read_checkpoint
 from lateinteraction.domain.errors import InvalidModel, InvalidOption
@@ -125,6 +125,31 @@ def test_frozen_layers_have_no_gradient_and_the_rest_have_theirs(families: Mappi
     }
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mpnet"])
+def test_what_frozen_layers_give_is_the_same_after_a_step_and_nothing_of_it_is_dropped(
+    families: Mapping[str, Path], family: str
+) -> None:
+    """Also where all layers share a bias of positions, which is then frozen with the lowest."""
+    learner = HuggingFaceLearner(checkpoint_of(families[family], dropout=True), LearnerOptions(frozen_layers=1))
+    given: list[Tensor] = []
+
+    def keep(_: torch.nn.Module, __: object, state: Tensor | tuple[Tensor, ...]) -> None:
+        given.append((state[0] if isinstance(state, tuple) else state).detach().clone())
+
+    learner.layers[0].register_forward_hook(keep)
+    for _ in range(2):
+        learner.network.train()
+        found = gradients(learner)
+        with torch.no_grad():
+            for name, parameter in learner.network.named_parameters():
+                if name in found:
+                    parameter -= found[name]
+        learner.encoder.encode_documents([Document("a", TEXTS[0])])
+    rows_of(learner)
+    assert torch.equal(given[0], given[2])
+    assert torch.equal(given[0], given[-1])
 
 
 def test_words_may_be_frozen_alone(model: Checkpoint) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lateinteraction.adapters.encoding.batches import make_batch
 from lateinteraction.adapters.encoding.learning import Sheet, sheet_of
-from lateinteraction.adapters.huggingface.learner import HuggingFaceLearner, LearnerOptions
-from lateinteraction.adapters.huggingface.learning.frozen import SplitNetwork
-from lateinteraction.adapters.huggingface.low_rank import LowRank
+from lateinteraction.adapters.huggingface.learning.learner import HuggingFaceLearner, LearnerOptions
+from lateinteraction.adapters.huggingface.learning.low_rank import LowRank
+from lateinteraction.adapters.huggingface.learning.split import SplitNetwork
 from lateinteraction.adapters.huggingface.projection import RandomProjection
 from lateinteraction.adapters.huggingface.reading import CheckpointOptions, read_checkpoint
 from lateinteraction.domain.errors import InvalidModel, InvalidOption
