@@ -26,6 +26,7 @@ from lateinteraction.adapters.training.checkpoints import CheckpointFolder, RunS
 from lateinteraction.adapters.training.loop import AccelerateTrainer, RunFolder
 from lateinteraction.adapters.training.options import TrainingOptions
 from lateinteraction.adapters.training.plan import PlanOptions
+from lateinteraction.adapters.training.processes import Processes
 from lateinteraction.adapters.training.reports import StepReport
 from lateinteraction.domain.errors import InvalidOption, TrainingFailed
 from lateinteraction.domain.evaluation import Report
@@ -209,12 +210,20 @@ def test_each_checkpoint_is_written_once(make_learner: MakeLearner, tmp_path: Pa
 
 
 def test_a_run_in_half_precision_goes_on_with_its_scale(make_learner: MakeLearner, tmp_path: Path) -> None:
-    whole = weights_after(make_learner, trainer(precision="float16"))
+    """Also where gradients were too large for the first scale, which was halved and steps left out."""
+    large = Weighted([(30.0, LOSS)])
+    whole = weights_after(make_learner, trainer(precision="float16"), large)
     asked = itertools.count(1)
     folder = {"folder": RunFolder(path=tmp_path)}
     stopping = trainer(keywords=folder | {"stop": lambda: next(asked) == 3}, precision="float16")
-    stopping.fit(make_learner(), LOSS, SOURCES)
-    assert_equal(whole, weights_after(make_learner, trainer(keywords=folder, precision="float16")))
+    stopping.fit(make_learner(), large, SOURCES)
+    assert_equal(whole, weights_after(make_learner, trainer(keywords=folder, precision="float16"), large))
+
+
+def test_to_be_stopped_after_the_last_step_is_to_be_done(make_learner: MakeLearner) -> None:
+    asked = itertools.count(1)
+    report = trainer(keywords={"stop": lambda: next(asked) == 6}).fit(make_learner(), LOSS, SOURCES)
+    assert (report.steps, report.stopped) == (6, False)
 
 
 def test_a_model_with_other_frozen_weights_is_another_run(make_learner: MakeLearner, tmp_path: Path) -> None:
@@ -261,6 +270,37 @@ def test_a_run_does_not_depend_on_the_precision_of_whoever_starts_it(make_learne
     alone = weights_after(make_learner, trainer())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_equal(alone, weights_after(make_learner, trainer()))
+
+
+def test_nor_on_casts_of_weights_that_whoever_starts_it_has_made(make_learner: MakeLearner) -> None:
+    alone = weights_after(make_learner, trainer(precision="bfloat16"))
+    learner = make_learner()
+    linears = [module for module in learner.network.modules() if isinstance(module, torch.nn.Linear)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for factor in (2.0, 0.5):
+            for module in linears:
+                with torch.no_grad():
+                    module.weight *= factor
+                module(torch.zeros(1, module.in_features))  # the cast of twice the weight is what is kept
+        trainer(precision="bfloat16").fit(learner, LOSS, SOURCES)
+    assert_equal(alone, dict(learner.network.named_parameters()))
+
+
+def test_casts_of_weights_are_shared_within_a_pass_and_forgotten_after_it() -> None:
+    processes, weight = Processes(torch.device("cpu")), torch.nn.Parameter(torch.ones(4, 4))
+    graphs: list[Tensor] = []
+
+    def place_of_the_cast() -> int:
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each) or each, lambda each: each):
+            graphs.append(torch.nn.functional.linear(torch.ones(1, 4, requires_grad=True), weight))
+        return next(each.data_ptr() for each in saved if each.shape == weight.shape)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with processes.autocast("bfloat16"):
+            once, again = place_of_the_cast(), place_of_the_cast()
+        later = place_of_the_cast()
+    assert once == again != later
 
 
 def test_a_run_that_gets_no_better_ends_early(make_learner: MakeLearner) -> None:
@@ -325,6 +365,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_rows_and_changes_nothing(ma
         ({"global_batch_size": 9}, {"accumulation": 2}, "a multiple of 2"),
         ({}, {"watch_every": 2}, "nothing to watch"),
         ({}, {"rates": {"head": 2.0}}, "'head'"),
+        ({}, {"rates": {"projection": -1.0}}, r"rates\['projection'\] = -1.0"),
     ],
 )
 def test_what_would_fail_later_fails_before_the_first_step(

@@ -215,6 +215,7 @@ def test_other_negatives_are_drawn_in_another_epoch() -> None:
         {"global_batch_size": 0}, {"global_batch_size": True}, {"epochs": 0}, {"steps": 0}, {"epochs": 1, "steps": 2},
         {"mixing": "alphabetical"}, {"alpha": 2}, {"window": 0}, {"seed": -1}, {"mixing": "weighted"},
         {"weights": {"a": 1}}, {"mixing": "weighted", "weights": {"a": -1}}, {"epochs": float("nan")},
+        {"mixing": "weighted", "weights": {"a": True}}, {"epochs": float("inf")},
     ],
 )  # fmt: skip
 def test_options_that_make_no_plan_are_refused(wrong: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 from lateinteraction.domain.errors import InvalidOption, shown
 
@@ -17,9 +18,8 @@ def number(least: float, *, above: bool = False, most: float = math.inf) -> Vali
     expected = f"a number {bound}" + ("" if most == math.inf else f" and at most {most:g}")
 
     def check(_: object, attribute: Any, value: object) -> None:
-        given = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-        if not least <= given <= most or given == math.inf or (above and given == least):
-            _refuse(attribute, value, expected)
+        if not _is_number(value) or not least <= value <= most or (above and value == least):
+            _refuse(attribute.name, value, expected)
 
     return check
 
@@ -29,7 +29,7 @@ def whole(least: int) -> Validator:
 
     def check(_: object, attribute: Any, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            _refuse(attribute, value, f"a whole number of at least {least}")
+            _refuse(attribute.name, value, f"a whole number of at least {least}")
 
     return check
 
@@ -39,10 +39,21 @@ def one_of(*known: str) -> Validator:
 
     def check(_: object, attribute: Any, value: object) -> None:
         if value not in known:
-            _refuse(attribute, value, " or ".join(map(repr, known)))
+            _refuse(attribute.name, value, " or ".join(map(repr, known)))
 
     return check
 
 
-def _refuse(attribute: Any, value: object, expected: str) -> None:
-    raise InvalidOption(f"{attribute.name} = {shown(value)}", expected, "Leave it out for the default.")
+def by_name(_: object, attribute: Any, value: Mapping[str, object]) -> None:
+    """Finite numbers of at least 0, each with a name."""
+    for name, each in value.items():
+        if not _is_number(each) or each < 0:
+            _refuse(f"{attribute.name}[{name!r}]", each, "a number of at least 0")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse(name: str, value: object, expected: str) -> None:
+    raise InvalidOption(f"{name} = {shown(value)}", expected, "Leave it out for the default.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -10,8 +9,7 @@ from typing import Literal
 from attrs import field, frozen
 from attrs.validators import optional
 
-from lateinteraction.adapters.training.limits import number, one_of, whole
-from lateinteraction.domain.errors import InvalidOption, shown
+from lateinteraction.adapters.training.limits import by_name, number, one_of, whole
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -66,7 +64,7 @@ class TrainingOptions:
     """
 
     learning_rate: float = field(default=3e-5, validator=number(0, above=True))
-    rates: Mapping[str, float] = field(factory=dict, converter=_rates)
+    rates: Mapping[str, float] = field(factory=dict, converter=_rates, validator=by_name)
     weight_decay: float = field(default=0.01, validator=number(0))
     warmup: float = field(default=0.1, validator=number(0, most=1))
     schedule: Schedule = field(default="linear", validator=one_of("linear", "cosine", "constant"))
@@ -88,10 +86,3 @@ class TrainingOptions:
     checkpoint_every: int | None = field(default=None, validator=optional(whole(1)))
     keep: int = field(default=2, validator=whole(1))
     workers: int = field(default=0, validator=whole(0))
-
-    def __attrs_post_init__(self) -> None:
-        for group, rate in self.rates.items():
-            if not (isinstance(rate, (int, float)) and rate >= 0 and math.isfinite(rate)):
-                raise InvalidOption(
-                    f"rates[{group!r}] = {shown(rate)}", "a number of at least 0", "It multiplies learning_rate."
-                )

@@ -17,7 +17,7 @@ from attrs import field, frozen
 from attrs.validators import optional
 from numpy.typing import NDArray
 
-from lateinteraction.adapters.training.limits import number, one_of, whole
+from lateinteraction.adapters.training.limits import by_name, number, one_of, whole
 from lateinteraction.domain.errors import InvalidExample, InvalidOption, shown
 from lateinteraction.domain.ports import ExampleSource
 
@@ -63,7 +63,7 @@ class PlanOptions:
         default="proportional", validator=one_of("proportional", "temperature", "round_robin", "weighted")
     )
     alpha: float = field(default=0.5, validator=number(0, most=1))
-    weights: Mapping[str, float] | None = field(default=None, converter=_weights)
+    weights: Mapping[str, float] | None = field(default=None, converter=_weights, validator=optional(by_name))
     window: int = field(default=WINDOW, validator=whole(1))
     seed: int = field(default=0, validator=whole(0))
 
@@ -76,9 +76,6 @@ class PlanOptions:
                 "weights with 'weighted' alone",
                 "Give both.",
             )
-        for name, weight in (self.weights or {}).items():
-            if not (isinstance(weight, (int, float)) and 0 <= weight < float("inf")):
-                raise InvalidOption(f"weights[{name!r}] = {shown(weight)}", "a number of at least 0", "Correct it.")
 
 
 @frozen(eq=False)

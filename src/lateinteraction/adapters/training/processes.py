@@ -109,8 +109,21 @@ class Processes:
         """A context in which products are made in this precision, whatever that of the caller is."""
         if precision == "float32":
             return torch.autocast(self.device.type, enabled=False)
-        # Cached casts live until the outermost of all contexts ends, which is a step too late if the caller has one.
-        return torch.autocast(self.device.type, dtype=_NARROW[precision], cache_enabled=False)
+        return self._narrowed(_NARROW[precision])
+
+    @contextmanager
+    def _narrowed(self, dtype: torch.dtype) -> Iterator[None]:
+        """Casts of weights are shared in the block and forgotten with it.
+
+        PyTorch keeps them until the outermost context ends: where that is around the run, or the caller's, a step would
+        find those of the step before.
+        """
+        torch.clear_autocast_cache()
+        try:
+            with torch.autocast(self.device.type, dtype=dtype):
+                yield
+        finally:
+            torch.clear_autocast_cache()
 
     def sum(self, values: Tensor) -> Tensor:
         """Of all processes."""
